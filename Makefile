@@ -1,0 +1,31 @@
+# `make demo` and `make test` each set up everything they need in .venv on a fresh machine.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test install lint clean
+
+demo: install
+	$(VENV)/bin/upmix train quickstart --name quickstart --resume
+	$(VENV)/bin/upmix generate runs/quickstart "def fibonacci(n):"
+
+test: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest
+
+install: $(INSTALLED)
+
+# torch goes in first: the build chosen in TORCH then satisfies every later requirement.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --upgrade pip
+	$(VENV)/bin/pip install --quiet "$(TORCH)"
+	$(VENV)/bin/pip install --quiet --editable ".[test]"
+	touch $@
+
+lint: install
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(VENV) runs data

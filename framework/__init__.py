@@ -1,0 +1,1 @@
+"""What is trained, and how: recipes, models, data, training, and the command line over them."""

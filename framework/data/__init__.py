@@ -1,0 +1,1 @@
+"""Tokenizers, preparing corpora, indexed data sets, and the one-integer sampler."""

@@ -1,0 +1,1 @@
+"""Blocks and the language model: single-device code, no process group in sight."""

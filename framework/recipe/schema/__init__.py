@@ -1,0 +1,29 @@
+"""The typed, frozen schema of a recipe."""
+
+from pydantic import Field
+
+from framework.recipe.schema.base import Section
+from framework.recipe.schema.model import FFN, Attention, Mamba, Model, MoE, Multipliers, RopeScaling, SublayerVariant
+from framework.recipe.schema.run import Checkpoint, Data, Init, Optim, Parallel, Parametrization, RelativeLR, Training
+
+FORMAT = 1
+
+
+class Recipe(Section):
+    """One experiment, whole."""
+
+    format: int = Field(FORMAT, description="of the recipe; raised when a change would misread old files")
+    description: str = Field("", description="one line, shown by `upmix recipes`")
+    model: Model
+    data: Data = Data()
+    optim: Optim = Optim()
+    parametrization: Parametrization = Parametrization()
+    training: Training = Training()
+    checkpoint: Checkpoint = Checkpoint()
+    parallel: Parallel = Parallel()
+
+
+__all__ = [
+    "FORMAT", "Attention", "Checkpoint", "Data", "FFN", "Init", "Mamba", "MoE", "Model", "Multipliers", "Optim",
+    "Parallel", "Parametrization", "Recipe", "RelativeLR", "RopeScaling", "Section", "SublayerVariant", "Training",
+]

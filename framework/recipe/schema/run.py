@@ -1,0 +1,105 @@
+"""How it is trained: data, optimizer, training, checkpoints, layout."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from framework.recipe.schema.base import Section
+
+
+class Data(Section):
+    corpus: str | None = Field(
+        None, description="built-in corpus (python_stdlib), raw text file or folder, or prepared folder under data/"
+    )
+    blend: dict[str, PositiveFloat] = Field(default_factory=dict, description="corpora and their weights")
+    tokenizer: str = Field(
+        "sentencepiece", description="sentencepiece: trained on the corpus at model.vocab_size; or a .model or .json file"
+    )
+    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of the documents held out")
+    seq_len: PositiveInt = Field(1024, description="tokens of one sequence")
+    batch_size: PositiveInt = Field(64, description="sequences of one optimizer step, over all ranks")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="sequences of one forward on one rank; None: a rank's whole share"
+    )
+    batch_ramp: dict[PositiveInt, PositiveInt] = Field(
+        default_factory=dict, description="{tokens: batch_size}: the size until so many tokens have been seen"
+    )
+    isolate_documents: bool = Field(False, description="activations never cross the documents packed in a sequence")
+    malformed: Literal["skip", "fail"] = Field("fail", description="a line that cannot be read: report and skip, or stop")
+
+
+class RelativeLR(Section):
+    """Factors on the base learning rate, at its peak and on its final value."""
+
+    start: PositiveFloat = 1.0
+    end: PositiveFloat = 1.0
+
+
+class Optim(Section):
+    lr: PositiveFloat = Field(1e-3, description="peak learning rate")
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: float = Field(0.1, ge=0, description="on matrices; never on norms, biases, A, D")
+    clip_norm: PositiveFloat | None = Field(1.0, description="largest norm of the whole gradient; null: off")
+    schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
+    warmup_steps: NonNegativeInt = 0
+    decay_fraction: float = Field(0.2, ge=0, le=1, description="trapezoid: last share of the steps, in which it falls")
+    final_lr_fraction: float = Field(0.1, ge=0, le=1, description="last learning rate / peak")
+    relative_lr: dict[str, RelativeLR] = Field(default_factory=dict, description="by role or family of roles")
+
+
+class Init(Section):
+    """How matrices start. `fan_in` is the width that a matrix sums over."""
+
+    rule: Literal["truncated_normal", "truncated_normal_fixed", "normal"] = Field(
+        "truncated_normal_fixed",
+        description="std sqrt(scale/fan_in) cut at +-2*scale; std scale/sqrt(fan_in) cut at 2 std; or normal with std",
+    )
+    scale: PositiveFloat = 1.0
+    std: PositiveFloat = Field(0.02, description="normal: standard deviation")
+    scale_residual_outputs: bool = Field(False, description="divide the std of matrices that write to the residual "
+                                         "stream by sqrt(number of residual sublayers)")
+
+
+class Parametrization(Section):
+    kind: Literal["standard"] = "standard"
+    base_d_model: PositiveInt | None = None
+    init: Init = Init()
+
+
+class Training(Section):
+    steps: PositiveInt | None = Field(None, description="optimizer steps")
+    tokens: PositiveInt | None = Field(None, description="token budget, instead of steps")
+    seed: NonNegativeInt = 0
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of activations and matrix products")
+    eval_every: PositiveInt | None = Field(None, description="steps between evaluations; None: only at the end")
+    log_every: PositiveInt = 1
+    compile: bool = Field(False, description="torch.compile each sublayer")
+    stall_minutes: PositiveFloat | None = Field(30.0, description="no step ends for so long: write stacks and stop")
+    max_bad_steps: PositiveInt = Field(10, description="skipped steps in a row with NaN or Inf gradients, then stop")
+    profile_steps: tuple[PositiveInt, PositiveInt] | None = Field(None, description="first and last step to trace")
+    memory_snapshot: bool = Field(False, description="on CUDA: record allocations, written when the run ends")
+    wandb: bool = Field(False, description="send metrics to Weights & Biases too (extra wandb; WANDB_MODE=offline works)")
+
+
+class Checkpoint(Section):
+    every: PositiveInt | None = Field(None, description="steps between checkpoints; None: only at the end")
+    keep_last: PositiveInt | None = Field(None, description="None: keep all")
+    keep_every: PositiveInt | None = Field(None, description="steps whose multiples are kept for ever")
+    background: bool = Field(True, description="write while training goes on")
+
+
+class Parallel(Section):
+    """Degrees of each axis; the world is dp_replicate * dp_shard * cp * tp * pp, and ep divides dp_shard * cp * tp."""
+
+    dp_replicate: PositiveInt = Field(1, description="replicas of the whole sharded model")
+    dp_shard: PositiveInt = Field(1, description="data-parallel ranks that share one copy of parameters (FSDP)")
+    cp: PositiveInt = Field(1, description="context parallelism: ranks that split a sequence")
+    tp: PositiveInt = Field(1, description="tensor and sequence parallelism")
+    pp: PositiveInt = Field(1, description="pipeline stages")
+    ep: PositiveInt = Field(1, description="ranks over which the experts are spread")
+    pp_schedule: Literal["1f1b", "interleaved", "zero_bubble"] = "1f1b"
+    engine: Literal["fsdp", "deepspeed"] = "fsdp"
+    zero_stage: Literal[1, 2, 3] = 3
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    dedup_dispatch: bool = Field(False, description="a token crosses to a rank once, however many of its experts are there")

@@ -1,0 +1,1 @@
+"""The loop, its callbacks, metrics and checkpoints."""

@@ -1,0 +1,1 @@
+"""Functions of local tensors. Knows no model and no process group."""

@@ -1,0 +1,1 @@
+"""How a module is split over ranks. Knows torch.distributed and kernels; knows no recipe and no model class."""
