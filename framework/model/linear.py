@@ -1,0 +1,30 @@
+"""A matrix without a default initialisation, computed in the dtype of its input."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from framework.parametrization.roles import Declaration, Role, add_parameter, constant
+
+
+class Linear(nn.Module):
+    """y = x W^T (+ b): `weight` float32 [d_out, d_in] of the given role, `bias` float32 [d_out], which starts at zero.
+
+    writes_residual: the output is added to the residual stream. fan_in: the width that the paper's init counts, where
+    it is not d_in. The recipe's init rule fills the weight.
+    """
+
+    def __init__(
+        self, d_in: int, d_out: int, role: Role, bias: bool = False, writes_residual: bool = False,
+        fan_in: int | None = None,
+    ) -> None:
+        super().__init__()
+        add_parameter(self, "weight", (d_out, d_in), Declaration(role, fan_in or d_in, writes_residual=writes_residual))
+        if bias:
+            add_parameter(self, "bias", (d_out,), Declaration(Role.BIAS, init=constant(0.0)))
+        else:
+            self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: any float dtype [..., d_in] -> [..., d_out] in the same dtype."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)

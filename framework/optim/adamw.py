@@ -1,0 +1,55 @@
+"""AdamW over groups of parameters that share learning-rate factors and weight decay."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from framework.optim.schedule import learning_rate
+from framework.parametrization.roles import Role, declarations
+
+if TYPE_CHECKING:
+    from framework.recipe.schema import Optim
+
+
+def build_adamw(
+    model: nn.Module,
+    optim: Optim,
+    factors: Mapping[Role, tuple[float, float]],
+    is_decayed: Callable[[Role], bool],
+) -> torch.optim.AdamW:
+    """AdamW with one group for each (start factor, end factor, weight decay) that occurs; fused where torch has it.
+
+    factors: learning-rate factors (start, end) of every role present. The state of every parameter exists from the
+    start, so that checkpoints always hold the same keys.
+    """
+    parameters = defaultdict(list)
+    for _, module, name, declaration in declarations(model):
+        decay = optim.weight_decay if is_decayed(declaration.role) else 0.0
+        parameters[*factors[declaration.role], decay].append(module.get_parameter(name))
+    groups = [{"params": members, "start": start, "end": end, "weight_decay": decay}
+              for (start, end, decay), members in parameters.items()]
+    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=True)
+    _create_state(optimizer)
+    return optimizer
+
+
+def set_learning_rates(optimizer: torch.optim.AdamW, optim: Optim, step: int, num_steps: int) -> float:
+    """Give every group its rate at `step` (1..num_steps); returns the rate of a group with neutral factors."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(optim, step, num_steps, group["start"], group["end"])
+    return learning_rate(optim, step, num_steps)
+
+
+def _create_state(optimizer: torch.optim.AdamW) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }

@@ -1,0 +1,42 @@
+"""Learning rates as pure functions of the step, so that they can be tested, plotted and resumed without state."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from framework.recipe.schema import Optim
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
+    """Linear from 0 to 1: `step` counts from 1, and step `warmup_steps` is the first at full rate."""
+    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
+
+
+def decay_shape(optim: Optim, step: int, num_steps: int) -> float:
+    """1 at the peak, 0 where the final learning rate holds; the last step (`num_steps`) is at 0.
+
+    cosine: half a period from the end of warm-up on; trapezoid: linear over the last `decay_fraction` of all steps;
+    constant: 1 throughout.
+    """
+    if optim.schedule == "constant":
+        return 1.0
+    cosine = optim.schedule == "cosine"
+    begin = optim.warmup_steps if cosine else num_steps - round(optim.decay_fraction * num_steps)
+    begin = max(begin, optim.warmup_steps)
+    if step <= begin:
+        return 1.0
+    progress = min(1.0, (step - begin) / (num_steps - begin)) if num_steps > begin else 1.0
+    return 0.5 * (1 + math.cos(math.pi * progress)) if cosine else 1 - progress
+
+
+def learning_rate(optim: Optim, step: int, num_steps: int, start: float = 1.0, end: float = 1.0) -> float:
+    """The rate of one group of parameters at a step (1..num_steps).
+
+    `start` and `end` are the group's factors on the peak and on the final rate (arXiv 2507.03526):
+    final + (peak - final) * shape, with peak = lr * start and final = lr * final_lr_fraction * end, times warm-up.
+    """
+    peak, final = optim.lr * start, optim.lr * optim.final_lr_fraction * end
+    shape = decay_shape(optim, step, num_steps)
+    return warmup_factor(step, optim.warmup_steps) * (final + (peak - final) * shape)

@@ -1,0 +1,74 @@
+"""manifest.json: what a checkpoint holds, and the size and SHA-256 of every file of it, its own text included."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.training.files import write_atomically
+
+FORMAT = 1
+FILE_NAME = "manifest.json"
+
+
+class DamagedCheckpoint(Exception):
+    """Says in a few words what is wrong with a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """step: optimizer steps done. progress: what training needs beside tensors, as JSON. files: by name, their facts."""
+
+    step: int
+    progress: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest last of all: a folder that has one was complete."""
+    body = {"format": FORMAT, "step": manifest.step, "progress": manifest.progress, "files": manifest.files}
+    write_atomically(folder / FILE_NAME, json.dumps({**body, "sha256": _digest(body)}, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest itself. Raises DamagedCheckpoint."""
+    try:
+        body = json.loads((folder / FILE_NAME).read_bytes())
+        digest = body.pop("sha256")
+        manifest = Manifest(body["step"], body["progress"], body["files"])
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{FILE_NAME} is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DamagedCheckpoint(f"{FILE_NAME} cannot be read") from None
+    if digest != _digest(body):
+        raise DamagedCheckpoint(f"{FILE_NAME} does not match its own hash")
+    if body.get("format") != FORMAT:
+        raise DamagedCheckpoint(f"format {body.get('format')} is not known; this version reads {FORMAT}")
+    return manifest
+
+
+def verify(folder: Path, index: int = 0, count: int = 1) -> None:
+    """Check every file against the manifest; of `count` ranks, number `index` hashes its share of the files.
+
+    Raises DamagedCheckpoint, naming the file.
+    """
+    for number, (name, facts) in enumerate(sorted(read_manifest(folder).files.items())):
+        path = folder / name
+        if not path.is_file():
+            raise DamagedCheckpoint(f"{name} is missing")
+        if path.stat().st_size != facts["size"]:
+            raise DamagedCheckpoint(f"{name} has {path.stat().st_size} bytes instead of {facts['size']}")
+        if number % count == index and file_facts(path) != facts:
+            raise DamagedCheckpoint(f"{name} does not match its hash")
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

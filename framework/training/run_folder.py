@@ -1,0 +1,83 @@
+"""The folder of a run: where everything stands, who may write there, and what a resume may change.
+
+    recipe.yaml     the resolved recipe          origins.json    where each of its values came from
+    metrics.jsonl   one JSON object a line       tensorboard/    the same as curves
+    checkpoints/    step_N/                      loss.png        drawn at the end
+    code/           commit and diff of the code  log             what rank 0 said
+    stacks/         written by the watchdog      DONE            the last step, when training is over
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from framework.errors import UserError
+from framework.training.budget import make_budget
+from framework.training.files import write_atomically
+
+if TYPE_CHECKING:
+    from framework.recipe import Loaded
+    from framework.recipe.schema import Recipe
+
+CHANGEABLE = ("parallel.*", "checkpoint.*", "data.micro_batch_size", "training.steps")
+
+
+class Admission(StrEnum):
+    """What a run folder allows."""
+
+    FRESH = "fresh"
+    RESUMED = "resumed"
+    FINISHED = "finished"
+
+
+def admit(path: Path, loaded: Loaded, resume: bool) -> Admission:
+    """Decide how a run of this recipe may use a folder; changes nothing.
+
+    Raises UserError for an existing folder without `resume`, and for a resume that changes more than CHANGEABLE.
+    """
+    if not path.exists():
+        return Admission.FRESH
+    if not resume:
+        raise UserError(f"{path}: the run folder exists; allowed: another --name, or --resume to go on with it")
+    if not (path / "recipe.yaml").exists():
+        return Admission.FRESH
+    from framework.recipe import load_recipe
+
+    stored = load_recipe(str(path / "recipe.yaml")).recipe
+    _refuse_changes(path, stored, loaded.recipe)
+    done = path / "DONE"
+    if done.exists() and int(done.read_text()) >= make_budget(loaded.recipe.data, loaded.recipe.training).num_steps:
+        return Admission.FINISHED
+    return Admission.RESUMED
+
+
+def write_recipe(path: Path, loaded: Loaded) -> None:
+    """Store the resolved recipe, and where each value came from beside it."""
+    from framework.recipe import dump
+
+    write_atomically(path / "origins.json", json.dumps({key: str(value) for key, value in loaded.origins.items()},
+                                                       indent=1) + "\n")
+    write_atomically(path / "recipe.yaml", dump(loaded.recipe))
+
+
+def is_changeable(key: str) -> bool:
+    """Whether a resume may change the recipe's field at a dotted key."""
+    return any(key == allowed or (allowed.endswith("*") and key.startswith(allowed[:-1])) for allowed in CHANGEABLE)
+
+
+def _refuse_changes(path: Path, stored: Recipe, given: Recipe) -> None:
+    before, after = (_flatten(recipe.model_dump(mode="json")) for recipe in (stored, given))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and not is_changeable(key):
+            raise UserError(f"{path}: a resume may not change {key} from {before.get(key)!r} to {after.get(key)!r}; "
+                            f"allowed to change: {', '.join(CHANGEABLE)}")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
