@@ -1,1 +1,7 @@
 """Functions of local tensors. Knows no model and no process group."""
+
+from kernels.convolution import causal_convolution
+from kernels.selective_scan import selective_scan, selective_step
+from kernels.ssd import ssd, ssd_step
+
+__all__ = ["causal_convolution", "selective_scan", "selective_step", "ssd", "ssd_step"]

@@ -1,1 +1,32 @@
-"""How a module is split over ranks. Knows torch.distributed and kernels; knows no recipe and no model class."""
+"""How a module is split over ranks. Knows torch.distributed and kernels; knows no recipe and no model class.
+
+`mesh` names the axes, `launcher` starts ranks and `world` joins them, `collectives` are the differentiable boundaries,
+`local_view` shows a forward its local shards, `dispatch` carries tokens to their experts, `fsdp` shards parameters,
+`gradients` measures and clips them, `pool` keeps ranks alive for tests.
+"""
+
+import importlib
+
+_HOMES = {
+    "AllToAllDispatcher": "dispatch",
+    "Mesh": "mesh",
+    "MeshSizes": "mesh",
+    "Place": "world",
+    "RankPool": "pool",
+    "choose_device": "world",
+    "clip_gradients": "gradients",
+    "find_place": "world",
+    "first_nonfinite_gradient": "gradients",
+    "gradient_norm": "gradients",
+    "join": "world",
+    "launch": "launcher",
+    "set_gradient_sync": "fsdp",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    # Looked up when asked for: `launch` must not wait for torch to import.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -2,19 +2,24 @@
 
 import importlib
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
-import click
 import typer
 
-VERBS = ("recipes", "show")
+VERBS = ("recipes", "show", "train", "eval", "generate", "checkpoint")
+
+# Typer carries its own click in new releases and uses the public one in old ones; this class is right in both.
+ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 def build() -> typer.Typer:
     """The application with every verb. A verb's module has `command`, a function, or `app`, a group of commands."""
     app = typer.Typer(
         help="Train mixture-of-experts and state-space language models.",
-        add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None,
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     )
+    app.callback(invoke_without_command=True)(_root)
     for verb in VERBS:
         module = importlib.import_module(f"framework.cli.{verb}")
         if hasattr(module, "app"):
@@ -29,13 +34,21 @@ def main() -> None:
     from framework.errors import UserError
 
     try:
-        sys.exit(build()(standalone_mode=False))
-    except UserError as error:
-        sys.exit(_fail(str(error)))
-    except click.ClickException as error:
-        sys.exit(_fail(error.format_message()))
-    except click.exceptions.Abort:
+        sys.exit(build()(prog_name="upmix", standalone_mode=False))
+    except (UserError, ClickException) as error:
+        sys.exit(_fail(error.format_message() if isinstance(error, ClickException) else str(error)))
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
+
+
+def _root(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    if show_version:
+        print(version("upmix"))
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def _fail(message: str) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,7 @@ from framework.errors import UserError
 # SentencePiece writes a space as U+2581 inside its pieces, so a U+2581 of the text would come back as a space.
 SPACE_MARK = "\u2581"
 BLOCK_CHARACTERS = 16384
+FIRST_LINE_END = re.compile(r"(?<!\n)\n")
 END_OF_DOCUMENT_NAMES = (
     "<|endoftext|>", "<|end_of_text|>", "<|eod|>", "<eod>", "<eos>", "</s>", "<|eot_id|>", "<|im_end|>", "[SEP]",
 )
@@ -69,7 +71,8 @@ class SentencePieceTokenizer:
         if self.eod < 0:
             raise UserError(f"tokenizer {path}: it has no end-of-sentence piece to end documents with")
         self._space_mark_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
-        self._exact = self._model.unk_id() not in self._space_mark_bytes and self._model.encode_as_pieces("a") == ["a"]
+        has_bytes = self._model.unk_id() not in self._space_mark_bytes
+        self._exact = has_bytes and not self._model.encode_as_pieces("a")[0].startswith(SPACE_MARK)
         self._ends_at_lines = self._exact and not self._has_piece_across_lines()
 
     def encode(self, text: str) -> list[int]:
@@ -96,16 +99,9 @@ class SentencePieceTokenizer:
         # No piece holds a line end after other characters, so cutting before line ends changes no token, and it
         # bounds SentencePiece's memory and its more than linear time.
         start = 0
-        while self._ends_at_lines and len(text) - start > BLOCK_CHARACTERS:
-            end = text.find("\n", start + BLOCK_CHARACTERS)
-            if end < 0:
-                break
-            while text[end - 1] == "\n" and end - 1 > start:
-                end -= 1
-            if end - start == 1 and text[start] == "\n":
-                break
-            yield text[start:end]
-            start = end
+        while self._ends_at_lines and (cut := FIRST_LINE_END.search(text, start + BLOCK_CHARACTERS)):
+            yield text[start:cut.start()]
+            start = cut.start()
         yield text[start:]
 
 

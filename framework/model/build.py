@@ -13,8 +13,8 @@ from framework.model.norm import make_norm
 from framework.model.residual import Branch, ParallelResidual, Residual
 
 if TYPE_CHECKING:
-    from framework.recipe import Architecture, Model
-    from framework.recipe.pattern import Layer, Sublayer
+    from framework.recipe.architecture import Architecture, Layer, Sublayer
+    from framework.recipe.schema import Model
 
 
 def build_language_model(architecture: "Architecture") -> LanguageModel:

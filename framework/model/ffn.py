@@ -45,7 +45,7 @@ class FFN(nn.Module):
         self.down = Linear(d_ff, d_model, roles.down, writes_residual=True)
 
     def forward(self, x: Tensor, context: Context | None = None, cache: None = None) -> Tensor:
-        """x: any float dtype [..., D] -> the same shape and dtype. Tokens do not meet: context and cache stand unused."""
+        """x: any float dtype [..., D] -> the same shape and dtype. Tokens do not meet: no need of context or cache."""
         up = self.up(x)
         hidden = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
         return self.down(hidden)

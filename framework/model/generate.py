@@ -34,9 +34,9 @@ def generate_batch(
     model: LanguageModel, prompt_BS: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, seed: int = 0,
 ) -> Iterator[Tensor]:
-    """Yield int64 [B], max_new_tokens times: the next token of each of B prompts of equal length (int64 [B, S], S >= 1).
+    """Yield int64 [B], max_new_tokens times: the next token of each of B prompts of equal length.
 
-    The options are those of `generate`.
+    prompt_BS: int64, S >= 1. The options are those of `generate`.
     """
     assert prompt_BS.shape[1] > 0, "the first token follows from a prompt"
     assert not model.training, "call model.eval() first: some layers drop tokens in training"

@@ -17,8 +17,8 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(
-        self, embedding: Embedding, layers: list[nn.Module], final_norm: nn.Module, unembedding: Unembedding, tied: bool,
-        num_residual_branches: int,
+        self, embedding: Embedding, layers: list[nn.Module], final_norm: nn.Module, unembedding: Unembedding,
+        tied: bool, num_residual_branches: int,
     ) -> None:
         super().__init__()
         self.embedding = embedding

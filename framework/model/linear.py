@@ -3,22 +3,23 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from framework.parametrization.roles import Declaration, Role, add_parameter, constant
+from framework.parametrization.roles import Declaration, Init, Role, add_parameter, constant
 
 
 class Linear(nn.Module):
     """y = x W^T (+ b): `weight` float32 [d_out, d_in] of the given role, `bias` float32 [d_out], which starts at zero.
 
     writes_residual: the output is added to the residual stream. fan_in: the width that the paper's init counts, where
-    it is not d_in. The recipe's init rule fills the weight.
+    it is not d_in. init: fills the weight; None: the recipe's init rule does.
     """
 
     def __init__(
         self, d_in: int, d_out: int, role: Role, bias: bool = False, writes_residual: bool = False,
-        fan_in: int | None = None,
+        fan_in: int | None = None, init: Init | None = None,
     ) -> None:
         super().__init__()
-        add_parameter(self, "weight", (d_out, d_in), Declaration(role, fan_in or d_in, writes_residual=writes_residual))
+        declaration = Declaration(role, fan_in or d_in, writes_residual=writes_residual, init=init)
+        add_parameter(self, "weight", (d_out, d_in), declaration)
         if bias:
             add_parameter(self, "bias", (d_out,), Declaration(Role.BIAS, init=constant(0.0)))
         else:

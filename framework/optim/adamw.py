@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from framework.optim.schedule import learning_rate
-from framework.parametrization.roles import Role, declarations
+from framework.parametrization import is_decayed, learning_rate_factors, roles_of
+from framework.parametrization.roles import declarations
 
 if TYPE_CHECKING:
     from framework.recipe.schema import Optim
 
 
-def build_adamw(
-    model: nn.Module,
-    optim: Optim,
-    factors: Mapping[Role, tuple[float, float]],
-    is_decayed: Callable[[Role], bool],
-) -> torch.optim.AdamW:
-    """AdamW with one group for each (start factor, end factor, weight decay) that occurs; fused where torch has it.
+def build_adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
+    """Fused AdamW with one group for each (start factor, end factor, weight decay) that occurs.
 
-    factors: learning-rate factors (start, end) of every role present. The state of every parameter exists from the
-    start, so that checkpoints always hold the same keys.
+    The state of every parameter exists from the start, so that checkpoints always hold the same keys.
+    Raises UserError where optim.relative_lr names a role that the model has not.
     """
+    factors = learning_rate_factors(roles_of(model), optim.relative_lr)
     parameters = defaultdict(list)
     for _, module, name, declaration in declarations(model):
         decay = optim.weight_decay if is_decayed(declaration.role) else 0.0

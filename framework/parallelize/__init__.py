@@ -1,1 +1,5 @@
-"""Applies `parallel` to a model: one file per axis, and one function that reads top to bottom."""
+"""Applies `parallel` to a language model from outside: one file per axis, one function that reads top to bottom."""
+
+from framework.parallelize.parallelize import parallelize
+
+__all__ = ["parallelize"]

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 def initialize(model: nn.Module, settings: "Init", seed: int) -> None:
     """Fill every parameter of a model in place, plain tensors and DTensors of any sharding alike.
 
-    model: has `num_residual_branches`. Rules for a matrix that sums over fan_in values (https://arxiv.org/abs/2101.03961,
-    section 2.3, for the first):
-    truncated_normal: std sqrt(scale / fan_in), cut at +-2 * scale;
+    model: has `num_residual_branches`. Rules for a matrix that sums over fan_in values:
+    truncated_normal: std sqrt(scale / fan_in) (https://arxiv.org/abs/2101.03961), cut at +-2 * scale;
     truncated_normal_fixed: std scale / sqrt(fan_in), cut at 2 std;
     normal: std as given.
     An embedding has fan_in 1, a tied one d_model; an expert's fan_in is its own: d_model in, d_expert out.
@@ -81,11 +80,11 @@ def truncated_normal_(tensor: Tensor, std: float, cut: float, generator: torch.G
     if std == 0.0:
         tensor.zero_()
         return
-    # erf(cut / (sqrt(2) std)) is the share of a normal within the cut; uniform on (-share, share) maps to the result.
-    share = math.erf(cut / (math.sqrt(2.0) * std))
-    uniform = torch.empty(tensor.shape, dtype=torch.float64, device=tensor.device).uniform_(-1.0, 1.0, generator=generator)
-    uniform.mul_(share).clamp_(-1 + 2**-53, 1 - 2**-53)
-    tensor.copy_(uniform.erfinv_().mul_(math.sqrt(2.0) * std).clamp_(-cut, cut))
+    width = math.sqrt(2.0) * std
+    draw = torch.empty(tensor.shape, dtype=torch.float64, device=tensor.device)
+    # A normal within the cut is width * erfinv of a uniform number within +-erf(cut / width); never of +-1.
+    draw.uniform_(-1.0, 1.0, generator=generator).mul_(math.erf(cut / width)).clamp_(2**-53 - 1, 1 - 2**-53)
+    tensor.copy_(draw.erfinv_().mul_(width).clamp_(-cut, cut))
 
 
 def _first_seed(seed: int, name: str) -> int:

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from framework.recipe.schema import RelativeLR
 
 WITHOUT_WEIGHT_DECAY = frozenset({Role.NORM, Role.BIAS, Role.SSM_A, Role.SSM_D})
-"""Vectors and scalars. Embeddings do decay, as in the papers: they are matrices like the others."""
+
+
+def is_decayed(role: Role) -> bool:
+    """Whether weight decay applies: to every matrix, embeddings included as in the papers; not to vectors, A and D."""
+    return role not in WITHOUT_WEIGHT_DECAY
 
 
 def roles_of(model: nn.Module) -> frozenset[Role]:

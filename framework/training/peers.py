@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+from framework.errors import UserError
+
+Result = TypeVar("Result")
 
 
 class Peers:
@@ -24,6 +29,19 @@ class Peers:
     def leads(self) -> bool:
         """Whether this is rank 0, which alone writes the run folder."""
         return self.rank == 0
+
+    def lead(self, function: Callable[[], Result]) -> Result:
+        """Run a function on rank 0 alone and return its result everywhere; a UserError of it is raised everywhere."""
+        result = error = None
+        if self.leads:
+            try:
+                result = function()
+            except UserError as mistake:
+                error = mistake
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise UserError(str(error))
+        return result
 
     def broadcast(self, value: Any = None) -> Any:
         """Rank 0's value, on every rank."""

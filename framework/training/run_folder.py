@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from framework.errors import UserError
 from framework.training.budget import make_budget
+from framework.training.code_state import write_code_state
 from framework.training.files import write_atomically
+from framework.training.lock import lock_folder
 
 if TYPE_CHECKING:
     from framework.recipe import Loaded
@@ -41,7 +43,7 @@ def admit(path: Path, loaded: Loaded, resume: bool) -> Admission:
     if not path.exists():
         return Admission.FRESH
     if not resume:
-        raise UserError(f"{path}: the run folder exists; allowed: another --name, or --resume to go on with it")
+        raise _already_there(path)
     if not (path / "recipe.yaml").exists():
         return Admission.FRESH
     from framework.recipe import load_recipe
@@ -52,6 +54,32 @@ def admit(path: Path, loaded: Loaded, resume: bool) -> Admission:
     if done.exists() and int(done.read_text()) >= make_budget(loaded.recipe.data, loaded.recipe.training).num_steps:
         return Admission.FINISHED
     return Admission.RESUMED
+
+
+def enter(path: Path, loaded: Loaded, resume: bool) -> tuple[Admission, IO[str]]:
+    """Make or take over a run folder for one process; the lock holds as long as the returned file is open.
+
+    Stores recipe and code unless the run is finished already. Raises UserError as `admit` does, and where another
+    process holds the folder or it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=resume)
+        lock = lock_folder(path)
+    except FileExistsError:
+        raise _already_there(path) from None
+    except OSError as error:
+        raise UserError(f"{path}: the run folder cannot be written ({error.strerror}); allowed: another "
+                        "--runs-dir") from None
+    admission = admit(path, loaded, resume=True)
+    if admission is not Admission.FINISHED:
+        (path / "DONE").unlink(missing_ok=True)
+        write_recipe(path, loaded)
+        write_code_state(path / "code")
+    return admission, lock
+
+
+def _already_there(path: Path) -> UserError:
+    return UserError(f"{path}: the run folder exists; allowed: another --name, or --resume to go on with it")
 
 
 def write_recipe(path: Path, loaded: Loaded) -> None:

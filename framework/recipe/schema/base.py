@@ -4,6 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A frozen group of recipe fields; an unknown key or an inconvertible value is an error."""
+    """A frozen group of recipe fields. An unknown key is an error, and so is a value of another type: true is no
+    number, "3" neither; only a whole number may stand for a float."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)

@@ -40,7 +40,7 @@ class Attention(Section):
     rope_base: PositiveFloat = 10000.0
     rope_fraction: float = Field(1.0, gt=0, le=1, description="share of head_dim that is rotated")
     rope_scaling: RopeScaling | None = None
-    window: PositiveInt | None = Field(None, description="tokens that a query sees, itself included; None: all before it")
+    window: PositiveInt | None = Field(None, description="tokens that a query sees, itself included; None: all")
 
 
 class FFN(Section):

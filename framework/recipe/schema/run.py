@@ -1,10 +1,12 @@
 """How it is trained: data, optimizer, training, checkpoints, layout."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from framework.recipe.schema.base import Section
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Data(Section):
@@ -13,7 +15,7 @@ class Data(Section):
     )
     blend: dict[str, PositiveFloat] = Field(default_factory=dict, description="corpora and their weights")
     tokenizer: str = Field(
-        "sentencepiece", description="sentencepiece: trained on the corpus at model.vocab_size; or a .model or .json file"
+        "sentencepiece", description="sentencepiece: trained on the corpus; or a .model or .json file"
     )
     validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of the documents held out")
     seq_len: PositiveInt = Field(1024, description="tokens of one sequence")
@@ -25,7 +27,7 @@ class Data(Section):
         default_factory=dict, description="{tokens: batch_size}: the size until so many tokens have been seen"
     )
     isolate_documents: bool = Field(False, description="activations never cross the documents packed in a sequence")
-    malformed: Literal["skip", "fail"] = Field("fail", description="a line that cannot be read: report and skip, or stop")
+    malformed: Literal["skip", "fail"] = Field("fail", description="an unreadable line: report and skip, or stop")
 
 
 class RelativeLR(Section):
@@ -37,7 +39,7 @@ class RelativeLR(Section):
 
 class Optim(Section):
     lr: PositiveFloat = Field(1e-3, description="peak learning rate")
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: float = Field(0.1, ge=0, description="on matrices; never on norms, biases, A, D")
     clip_norm: PositiveFloat | None = Field(1.0, description="largest norm of the whole gradient; null: off")
@@ -79,7 +81,7 @@ class Training(Section):
     max_bad_steps: PositiveInt = Field(10, description="skipped steps in a row with NaN or Inf gradients, then stop")
     profile_steps: tuple[PositiveInt, PositiveInt] | None = Field(None, description="first and last step to trace")
     memory_snapshot: bool = Field(False, description="on CUDA: record allocations, written when the run ends")
-    wandb: bool = Field(False, description="send metrics to Weights & Biases too (extra wandb; WANDB_MODE=offline works)")
+    wandb: bool = Field(False, description="metrics to Weights & Biases too (extra wandb; WANDB_MODE=offline works)")
 
 
 class Checkpoint(Section):
@@ -102,4 +104,4 @@ class Parallel(Section):
     engine: Literal["fsdp", "deepspeed"] = "fsdp"
     zero_stage: Literal[1, 2, 3] = 3
     offload: Literal["none", "cpu", "nvme"] = "none"
-    dedup_dispatch: bool = Field(False, description="a token crosses to a rank once, however many of its experts are there")
+    dedup_dispatch: bool = Field(False, description="a token crosses to a rank once for all its experts there")

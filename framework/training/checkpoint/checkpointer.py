@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
 from framework.training.checkpoint import folder
-from framework.training.checkpoint.manifest import DamagedCheckpoint, Manifest, file_facts, read_manifest, write_manifest
-from framework.training.checkpoint.safe_reader import SafeReader
+from framework.training.checkpoint.manifest import Manifest, file_facts, write_manifest
 from framework.training.checkpoint.state import copies
+from framework.training.checkpoint.storage import load, write_state
 from framework.training.files import sync_folder
 from framework.training.peers import Peers
 
@@ -32,6 +29,7 @@ class Checkpointer:
     def __init__(self, root: Path, peers: Peers, keep_last: int | None = None, keep_every: int | None = None) -> None:
         self.root, self.peers = root, peers
         self.keep_last, self.keep_every = keep_last, keep_every
+        self._newest: int | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         if peers.leads:
@@ -41,10 +39,13 @@ class Checkpointer:
     def save(self, step: int, tensors: dict[str, Tensor], progress: dict[str, Any], background: bool = True) -> None:
         """Save tensors (DTensors or replicated) and JSON after `step` steps; waits for an earlier save first.
 
-        With `background` the tensors are copied to host memory and written by a thread; an error of it is raised by
-        the next call of `save`, `check` or `wait`.
+        Does nothing where the newest checkpoint is of this step. With `background` the tensors are copied to host
+        memory and written by a thread; an error of it is raised by the next call of `save`, `check` or `wait`.
         """
         self.wait()
+        if step == self._newest:
+            return
+        self._newest = step
         tensors = copies(tensors)
         if not background:
             return self._write(step, tensors, progress)
@@ -71,6 +72,7 @@ class Checkpointer:
         for step in reversed(self.peers.broadcast(folder.steps_present(self.root))):
             damage = next(filter(None, self.peers.gather(self._damage(step))), None)
             if damage is None:
+                self._newest = step
                 return load(folder.checkpoint_folder(self.root, step), tensors, self.peers)
             if self.peers.leads:
                 logger.warning("checkpoint step_%d is damaged (%s); looking at the one before", step, damage)
@@ -103,32 +105,3 @@ class Checkpointer:
             sync_folder(self.root)
             for old in folder.surplus(folder.steps_present(self.root), self.keep_last, self.keep_every):
                 folder.remove(self.root, old)
-
-
-def write_state(path: Path, tensors: dict[str, Tensor], peers: Peers) -> None:
-    """Write tensors as a torch.distributed.checkpoint into an existing folder."""
-    writer = dcp.FileSystemWriter(path, single_file_per_rank=True, sync_files=True)
-    with _without_warnings():
-        dcp.save(dict(tensors), storage_writer=writer, process_group=peers.group, no_dist=peers.group is None)
-
-
-def load(checkpoint: Path, tensors: dict[str, Tensor], peers: Peers) -> Manifest:
-    """Load a checkpoint in place into tensors (DTensors of any layout, or plain). Its files must have been verified.
-
-    Raises DamagedCheckpoint where its content is no set of tensors, or not these.
-    """
-    manifest = read_manifest(checkpoint)
-    try:
-        with _without_warnings():
-            dcp.load(dict(tensors), storage_reader=SafeReader(checkpoint / "state"), process_group=peers.group,
-                     no_dist=peers.group is None)
-    except CheckpointException as error:
-        causes = [cause for cause, _ in error.failures.values()]
-        raise next((cause for cause in causes if isinstance(cause, DamagedCheckpoint)),
-                   DamagedCheckpoint(f"{checkpoint.name}: {causes[0]}")) from None
-    return manifest
-
-
-def _without_warnings() -> warnings.catch_warnings:
-    """Silence the warning that one process saves for itself."""
-    return warnings.catch_warnings(action="ignore", category=UserWarning)

@@ -4,7 +4,8 @@ import re
 import shutil
 from pathlib import Path
 
-from framework.training.checkpoint.manifest import FILE_NAME, DamagedCheckpoint, verify
+from framework.training.checkpoint.manifest import DamagedCheckpoint, verify
+from framework.training.checkpoint.safe_reader import SafeReader
 from framework.training.files import sync_folder
 
 NAME = re.compile(r"step_(\d+)")
@@ -21,8 +22,8 @@ def temporary_folder(root: Path, step: int) -> Path:
 
 
 def steps_present(root: Path) -> list[int]:
-    """Steps of the finished checkpoints under `root`, rising; damaged ones count too."""
-    names = (NAME.fullmatch(path.name) for path in root.glob("step_*") if (path / FILE_NAME).exists())
+    """Steps of the checkpoints under `root`, rising; damaged ones count too."""
+    names = (NAME.fullmatch(path.name) for path in root.glob("step_*"))
     return sorted(int(name.group(1)) for name in names if name)
 
 
@@ -58,6 +59,7 @@ def damage(root: Path, step: int, index: int = 0, count: int = 1) -> str | None:
     """What is wrong with a checkpoint, or None; of `count` ranks, number `index` looks at its share of the files."""
     try:
         verify(checkpoint_folder(root, step), index, count)
+        SafeReader(checkpoint_folder(root, step) / "state").read_metadata()
     except DamagedCheckpoint as error:
         return str(error)
     return None

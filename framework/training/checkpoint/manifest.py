@@ -18,7 +18,7 @@ class DamagedCheckpoint(Exception):
 
 @dataclass(frozen=True)
 class Manifest:
-    """step: optimizer steps done. progress: what training needs beside tensors, as JSON. files: by name, their facts."""
+    """step: optimizer steps done. progress: what training needs beside tensors. files: facts of each, by name."""
 
     step: int
     progress: dict[str, Any]

@@ -1,0 +1,62 @@
+"""`upmix train RECIPE [key=value ...]`: train a recipe into a run folder."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from framework.errors import UserError
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="a recipe's name or file")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="fields to change")] = None,
+    name: Annotated[str | None, typer.Option(help="of the run; default: the recipe's last part")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="where run folders stand")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run, if it is there")] = False,
+) -> None:
+    """Train, starting all ranks on this machine, or as one rank of those that torchrun or srun started."""
+    from framework.recipe import load_recipe, require_runnable
+    from parallel import find_place
+
+    loaded = load_recipe(recipe, overrides or [])
+    require_runnable(loaded)
+    path = runs_dir / (name or Path(recipe).stem)
+    place = find_place()
+    sys.exit(_start_ranks(loaded, path, resume) if place is None else _be_a_rank(place, loaded, path, resume))
+
+
+def _start_ranks(loaded, path: Path, resume: bool) -> int:
+    """Refuse or prepare what needs one process alone, then run this command once for each rank."""
+    from framework.data import open_data
+    from framework.training import Admission, admit
+    from parallel import launch
+
+    if admit(path, loaded, resume) is Admission.FINISHED:
+        print(f"{path}: finished already", file=sys.stderr)
+        return 0
+    recipe = loaded.recipe
+    open_data(recipe.data, recipe.model.vocab_size, recipe.training.seed)
+    layout = recipe.parallel
+    num_ranks = layout.dp_replicate * layout.dp_shard * layout.cp * layout.tp * layout.pp
+    # -P: a folder of the working directory must not pass for one of our packages.
+    code = launch([sys.executable, "-P", "-c", "from framework.cli import main; main()", *sys.argv[1:]], num_ranks)
+    if code and (stacks := sorted(path.glob("stacks/rank_*.txt"))):
+        print(f"no step ended for training.stall_minutes; see {stacks[0].parent}", file=sys.stderr)
+    return code
+
+
+def _be_a_rank(place, loaded, path: Path, resume: bool) -> int:
+    from framework.training import TrainingFailure, train
+    from parallel import choose_device, join
+
+    try:
+        device = choose_device(place.local_rank)
+        with join(place, device):
+            return train(loaded, path, resume, device)
+    except TrainingFailure as error:
+        print(f"upmix: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error

@@ -1,0 +1,83 @@
+"""Checks across sections, and what a command that runs refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from framework.recipe.architecture import Architecture
+from framework.recipe.errors import DEFAULT, RecipeError, nearest
+from framework.recipe.parameters import parameters
+from framework.recipe.schema import Data, Parallel, Recipe
+
+if TYPE_CHECKING:
+    from framework.recipe.load import Loaded
+
+FAMILIES = ("attention", "ffn", "expert", "shared_expert", "ssm")
+LATER = (("cp", 1), ("tp", 1), ("pp", 1), ("engine", "fsdp"), ("zero_stage", 3), ("offload", "none"),
+         ("dedup_dispatch", False))
+"""Fields of `parallel` with the one value that can run so far."""
+
+
+def check(recipe: Recipe, architecture: Architecture) -> None:
+    """Raise RecipeError for a layout, a batch or a rule over roles that cannot be."""
+    _check_experts_layout(recipe.parallel, architecture)
+    for size, key in _batch_sizes(recipe.data):
+        _check_batch(size, key, recipe.data, recipe.parallel)
+    _check_roles(recipe, architecture)
+    first_last = recipe.training.profile_steps
+    if first_last and first_last[0] > first_last[1]:
+        raise RecipeError("training.profile_steps", f"given {list(first_last)}; allowed: the first step, then the last")
+
+
+def require_runnable(loaded: Loaded) -> None:
+    """Raise RecipeError where a recipe, fine to look at, cannot be trained: a later axis, no length, no data."""
+    for field, allowed in LATER:
+        given = getattr(loaded.recipe.parallel, field)
+        if given != allowed:
+            raise _placed(loaded, f"parallel.{field}", f"given {given}, which is not available yet; allowed: {allowed}")
+    if loaded.recipe.training.steps is None and loaded.recipe.training.tokens is None:
+        raise _placed(loaded, "training", "neither steps nor tokens is given; allowed: one of them")
+    if loaded.recipe.data.corpus is None and not loaded.recipe.data.blend:
+        raise _placed(loaded, "data", "neither corpus nor blend is given; allowed: one of them")
+
+
+def _placed(loaded: Loaded, key: str, text: str) -> RecipeError:
+    return RecipeError(key, text).located(loaded.origins, DEFAULT)
+
+
+def _check_experts_layout(parallel: Parallel, architecture: Architecture) -> None:
+    ranks = parallel.dp_shard * parallel.cp * parallel.tp
+    if ranks % parallel.ep:
+        raise RecipeError(("parallel.ep", "parallel.dp_shard"),
+                          f"ep {parallel.ep} does not divide dp_shard * cp * tp = {ranks}; allowed: a divisor")
+    for sublayer in architecture.sublayers():
+        if sublayer.kind == "moe" and sublayer.settings.num_experts % parallel.ep:
+            raise RecipeError("parallel.ep", f"ep {parallel.ep} does not divide the {sublayer.settings.num_experts} "
+                              f"experts of {sublayer.letter!r}; allowed: a divisor")
+
+
+def _batch_sizes(data: Data) -> Iterable[tuple[int, str]]:
+    yield data.batch_size, "data.batch_size"
+    for size in data.batch_ramp.values():
+        yield size, "data.batch_ramp"
+
+
+def _check_batch(size: int, key: str, data: Data, parallel: Parallel) -> None:
+    ranks = parallel.dp_replicate * parallel.dp_shard
+    if size % ranks:
+        raise RecipeError(key, f"{size} sequences do not divide over {ranks} data-parallel ranks "
+                          f"(dp_replicate * dp_shard); allowed: a multiple of {ranks}")
+    share, micro = size // ranks, data.micro_batch_size
+    if micro and share % micro:
+        raise RecipeError(("data.micro_batch_size", key), f"{micro} does not divide a rank's share of {share} "
+                          f"sequences ({size} over {ranks} ranks); allowed: a divisor")
+
+
+def _check_roles(recipe: Recipe, architecture: Architecture) -> None:
+    roles = list(dict.fromkeys(row.role for row in parameters(architecture)))
+    present = roles + [family for family in FAMILIES if any(role.startswith(f"{family}_") for role in roles)]
+    for name in recipe.optim.relative_lr:
+        if name not in present:
+            raise RecipeError(f"optim.relative_lr.{name}", f"matches no parameter{nearest(name, present)}; "
+                              f"allowed: {', '.join(present)}")

@@ -1,0 +1,56 @@
+"""Merging recipes that carry the origin of every value, and overriding single values of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from framework.recipe.errors import COMMAND_LINE, RecipeError, shorten
+from framework.recipe.yaml_reader import Entry, NotYAML, read_yaml
+
+
+def merge(base: Entry, later: Entry) -> Entry:
+    """Mappings are merged key by key, and anything else is replaced by the later value."""
+    if not (isinstance(base.value, dict) and isinstance(later.value, dict)):
+        return later
+    merged = dict(base.value)
+    for key, entry in later.value.items():
+        merged[key] = merge(merged[key], entry) if key in merged else entry
+    return Entry(merged, later.origin, later.level)
+
+
+def override(tree: Entry, assignments: Sequence[str], level: int) -> Entry:
+    """Apply `a.b.c=value` from the command line, one after the other."""
+    for assignment in assignments:
+        tree = merge(tree, _parse_assignment(assignment, level))
+    return tree
+
+
+def walk(entry: Entry, prefix: str = "") -> Iterator[tuple[str, Entry]]:
+    """Yield (dotted key, entry) of every value, sections before what is in them."""
+    for key, inner in entry.value.items():
+        yield f"{prefix}{key}", inner
+        if isinstance(inner.value, dict):
+            yield from walk(inner, f"{prefix}{key}.")
+
+
+def _parse_assignment(assignment: str, level: int) -> Entry:
+    key, equals, text = assignment.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise RecipeError((), f"given {shorten(assignment)}; allowed: key=value with a dotted key, "
+                          "as model.moe.granularity=2", COMMAND_LINE)
+    entry = Entry(_parse_value(key.strip(), text, level), COMMAND_LINE, level)
+    for part in reversed(path):
+        entry = Entry({int(part) if part.isdecimal() else part: entry}, COMMAND_LINE, level)
+    return entry
+
+
+def _parse_value(key: str, text: str, level: int) -> Any:
+    # A pattern is never read as YAML: [mE] would be a list and *E an alias there.
+    if key == "model.pattern":
+        return text.strip().strip("\"'")
+    try:
+        return read_yaml(text, COMMAND_LINE.place, level, numbered=False).value
+    except NotYAML:
+        return text

@@ -1,0 +1,94 @@
+"""The loop over steps: train, report, evaluate, save, and leave when asked to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch.distributed as dist
+
+from framework.training.callbacks import Callback
+from framework.training.checkpoint import Checkpointer, model_tensors, optimizer_tensors
+from framework.training.evaluation import Evaluation, evaluate
+from framework.training.rows import eval_row, experts_row, train_row, wants_experts_row
+from framework.training.signals import StopRequest
+from framework.training.trainer import StepResult, Trainer
+from parallel.collectives import all_sum
+
+logger = logging.getLogger(__name__)
+
+
+class Loop:
+    """Takes a trainer through its steps. Collective over all ranks; only rank 0 has callbacks that write."""
+
+    def __init__(
+        self, trainer: Trainer, checkpointer: Checkpointer, callbacks: Iterable[Callback], flops_per_token: float,
+    ) -> None:
+        self.trainer, self.checkpointer, self.callbacks = trainer, checkpointer, list(callbacks)
+        self.recipe, self.budget = trainer.recipe, trainer.budget
+        self.flops_per_token = flops_per_token
+
+    def run(self, first_step: int) -> int:
+        """Train from a step to the last, which is always evaluated and saved. Returns 0, or the signal that ended it.
+
+        Asked to stop, it ends the step under way, saves, and returns.
+        """
+        num_steps, stopped = self.budget.num_steps, 0
+        with StopRequest() as request:
+            for step in range(first_step, num_steps + 1):
+                self._each("begin", step)
+                result = self.trainer.step(step, request.number)
+                stopped = result.stop_signal if step < num_steps else 0
+                self._report(step, result)
+                if self._evaluates_after(step):
+                    self._row(eval_row(step, self._evaluate()))
+                if stopped or step == num_steps or is_due(step, self.recipe.checkpoint.every):
+                    self._save(step)
+                self.checkpointer.check()
+                self._each("end", step)
+                if stopped:
+                    break
+        self.checkpointer.wait()
+        return stopped
+
+    def _report(self, step: int, result: StepResult) -> None:
+        if step == self.budget.num_steps or is_due(step, self.recipe.training.log_every):
+            self._row(train_row(step, result, self.budget, self.flops_per_token, self.trainer.progress.skipped_steps))
+        if wants_experts_row(step, result, self.budget.num_steps):
+            self._row(experts_row(step, result))
+
+    def _evaluates_after(self, step: int) -> bool:
+        due = step == self.budget.num_steps or is_due(step, self.recipe.training.eval_every)
+        return due and self.trainer.data.validation.num_windows > 0
+
+    def _evaluate(self) -> Evaluation:
+        trainer, batch = self.trainer, self.trainer.mesh.batch
+        share = self.recipe.data.batch_size // batch.size()
+        measured = evaluate(
+            trainer.model, trainer.data.validation, self.recipe.data.micro_batch_size or share,
+            self.recipe.data.isolate_documents, trainer.device, batch.get_local_rank(), batch.size(),
+            sum_over_ranks=lambda nats: all_sum(nats, dist.group.WORLD),
+            after_batch=lambda: self._each("beat"),
+        )
+        trainer.statistics.discard()
+        return measured
+
+    def _save(self, step: int) -> None:
+        trainer = self.trainer
+        tensors = model_tensors(trainer.model) | optimizer_tensors(trainer.model, trainer.optimizer)
+        self.checkpointer.save(step, tensors, asdict(trainer.progress), self.recipe.checkpoint.background)
+
+    def _row(self, row: dict[str, Any]) -> None:
+        for callback in self.callbacks:
+            callback.row(row)
+
+    def _each(self, hook: str, *step: int) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(*step)
+
+
+def is_due(step: int, every: int | None) -> bool:
+    """Whether something that happens every so many steps happens after this one."""
+    return every is not None and step % every == 0

@@ -1,0 +1,100 @@
+"""What a run is made of on one rank, from its newest checkpoint to its last step."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from framework.optim import build_adamw
+from framework.recipe import sizes
+from framework.training import callbacks as watchers
+from framework.training.budget import make_budget
+from framework.training.checkpoint import Checkpointer, model_tensors, optimizer_tensors
+from framework.training.files import write_atomically
+from framework.training.loop import Loop
+from framework.training.metrics import cut_rows_after
+from framework.training.peers import Peers
+from framework.training.setup import build_model, make_mesh, open_data_together, store_tokenizer
+from framework.training.trainer import Progress, Trainer
+
+if TYPE_CHECKING:
+    from framework.recipe import Loaded
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """Everything that a run is made of, on one rank."""
+
+    def __init__(self, loaded: Loaded, path: Path, peers: Peers, console: Console, device: torch.device) -> None:
+        self.loaded, self.recipe, self.path, self.peers, self.console = loaded, loaded.recipe, path, peers, console
+        self.budget = make_budget(self.recipe.data, self.recipe.training)
+        self.data = open_data_together(self.recipe, peers)
+        mesh = make_mesh(self.recipe.parallel, peers.count, device)
+        model = build_model(loaded, mesh, device)
+        optimizer = build_adamw(model, self.recipe.optim)
+        self.trainer = Trainer(self.recipe, self.budget, mesh, model, optimizer, self.data)
+        rules = self.recipe.checkpoint
+        self.checkpointer = Checkpointer(path / "checkpoints", Peers(), rules.keep_last, rules.keep_every)
+
+    def train(self) -> int:
+        """Go on from the newest good checkpoint to the last step. Returns 0, or the signal that ended it before."""
+        first_step = self._restore() + 1
+        if self.peers.leads:
+            cut_rows_after(self.path, first_step - 1)
+            store_tokenizer(self.data, self.path)
+        facts = sizes(self.loaded.architecture, self.recipe.data.seq_len)
+        logger.info("%s: %s parameters, %s active; from step %d to %d on %d ranks", self.path.name,
+                    f"{facts['params_total']:,}", f"{facts['params_active']:,}", first_step, self.budget.num_steps,
+                    self.peers.count)
+        callbacks = self._callbacks(first_step)
+        try:
+            return Loop(self.trainer, self.checkpointer, callbacks, facts["flops_per_token"]).run(first_step)
+        finally:
+            for callback in callbacks:
+                callback.close()
+
+    def finish(self) -> None:
+        """Draw the loss and write DONE, which says that nothing is left to do."""
+        if self.peers.leads:
+            from framework.report import draw_losses, load_runs
+
+            draw_losses(load_runs([self.path]), self.path / "loss.png")
+            write_atomically(self.path / "DONE", f"{self.budget.num_steps}\n")
+        self.peers.barrier()
+
+    def _restore(self) -> int:
+        """Load the newest good checkpoint; returns the steps that it has done, 0 without one."""
+        trainer = self.trainer
+        tensors = model_tensors(trainer.model) | optimizer_tensors(trainer.model, trainer.optimizer)
+        manifest = self.checkpointer.load_newest(tensors)
+        if manifest is None:
+            return 0
+        trainer.progress = Progress(**manifest.progress)
+        return manifest.step
+
+    def _callbacks(self, first_step: int) -> list[watchers.Callback]:
+        """The sinks of rank 0, and what watches every rank."""
+        training, rank = self.recipe.training, self.peers.rank
+        chosen: list[watchers.Callback] = []
+        if self.peers.leads:
+            chosen += [watchers.JsonLines(self.path), watchers.TensorBoard(self.path, first_step)]
+            chosen.append(self._progress(first_step))
+        if self.peers.leads and training.wandb:
+            chosen.append(watchers.WeightsAndBiases(self.path, self.recipe.model_dump(mode="json")))
+        if training.profile_steps is not None:
+            chosen.append(watchers.Profiler(self.path, rank, training.profile_steps))
+        if training.memory_snapshot and torch.cuda.is_available():
+            chosen.append(watchers.MemorySnapshot(self.path, rank))
+        if training.stall_minutes is not None:
+            chosen.append(watchers.Watchdog(self.path, rank, 60 * training.stall_minutes))
+        return chosen
+
+    def _progress(self, first_step: int) -> watchers.Callback:
+        if self.console.is_terminal:
+            return watchers.ProgressBar(self.console, first_step, self.budget.num_steps)
+        return watchers.ProgressLines(self.budget.num_steps)

@@ -1,0 +1,63 @@
+"""The parts of a run: data, mesh, model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from framework.data import open_data
+from framework.errors import UserError
+from framework.model import LanguageModel, build_language_model
+from framework.parallelize import parallelize
+from framework.parametrization import initialize
+from framework.training.peers import Peers
+from parallel import Mesh, MeshSizes
+
+if TYPE_CHECKING:
+    from framework.data import DataSet
+    from framework.recipe import Loaded
+    from framework.recipe.schema import Parallel, Recipe
+
+AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep")
+
+
+def open_data_together(recipe: Recipe, peers: Peers) -> DataSet:
+    """The recipe's data on every rank; where it is not prepared yet, rank 0 does that while the others wait."""
+
+    def opened() -> DataSet:
+        return open_data(recipe.data, recipe.model.vocab_size, recipe.training.seed, progress=peers.leads)
+
+    peers.lead(lambda: opened() and None)
+    return opened()
+
+
+def make_mesh(layout: Parallel, num_ranks: int, device: torch.device) -> Mesh:
+    """The mesh of a layout. Raises UserError where another number of ranks was started."""
+    degrees = MeshSizes(**{axis: getattr(layout, axis) for axis in AXES})
+    if degrees.world != num_ranks:
+        raise UserError(f"{num_ranks} ranks were started, but the recipe's layout needs {degrees.world} "
+                        "(dp_replicate * dp_shard * cp * tp * pp)")
+    return Mesh(degrees, device.type)
+
+
+def build_model(loaded: Loaded, mesh: Mesh, device: torch.device) -> LanguageModel:
+    """The recipe's model, split over the mesh, initialised; no rank ever holds more than its part."""
+    training = loaded.recipe.training
+    with torch.device("meta"):
+        model = build_language_model(loaded.architecture)
+    model = parallelize(model, mesh, dtype=getattr(torch, training.dtype), compile=training.compile)
+    model.to_empty(device=device)
+    initialize(model, loaded.recipe.parametrization.init, training.seed)
+    return model
+
+
+def store_tokenizer(data: DataSet, folder: Path) -> None:
+    """Copy the tokenizer into the run folder, which then generates text on its own."""
+    if data.tokenizer is not None:
+        shutil.copyfile(data.tokenizer.path, folder / f"tokenizer{data.tokenizer.path.suffix}")
+        config = data.tokenizer.path.with_name("tokenizer_config.json")
+        if data.tokenizer.path.suffix == ".json" and config.is_file():
+            shutil.copyfile(config, folder / config.name)

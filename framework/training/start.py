@@ -1,0 +1,49 @@
+"""A run from its recipe to DONE, on every rank."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from framework.training.logs import log_to
+from framework.training.peers import Peers
+from framework.training.run import Run
+from framework.training.run_folder import Admission, enter
+
+if TYPE_CHECKING:
+    from framework.recipe import Loaded
+
+logger = logging.getLogger(__name__)
+
+
+def train(loaded: Loaded, path: Path, resume: bool, device: torch.device) -> int:
+    """Train a recipe in a run folder, from its newest good checkpoint if it has one. Collective over the world.
+
+    Returns 0 when the run is finished, or 128 + the number of the signal that stopped it after a checkpoint.
+    Raises UserError (see `framework.training.run_folder.enter`), TrainingFailure, and RuntimeError for a checkpoint
+    that could not be written.
+    """
+    peers = Peers()
+    locks: list[IO[str]] = []  # of rank 0, held until the run is over
+
+    def take_folder() -> Admission:
+        admission, lock = enter(path, loaded, resume)
+        locks.append(lock)
+        return admission
+
+    if peers.lead(take_folder) is Admission.FINISHED:
+        return 0
+    console = Console(stderr=True)
+    log_to(console, path if peers.leads else None)
+    run = Run(loaded, path, peers, console, device)
+    if stopped := run.train():
+        if peers.leads:
+            logger.info("stopped by %s after a checkpoint; --resume goes on from there", signal.Signals(stopped).name)
+        return 128 + stopped
+    run.finish()
+    return 0

@@ -1,0 +1,60 @@
+"""The whole gradient, whose tensors are sharded over different meshes: its norm, clipping by it, what is bad in it."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from parallel.collectives import all_sum
+from parallel.mesh import Mesh
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
+    """The 2-norm of all gradients as if they stood on one rank: a float64 scalar, the same on every rank.
+
+    Collective over the world. NaN or Inf in any gradient on any rank makes it NaN or Inf. Each rank's squares are
+    divided by the number of ranks that hold the same shard, so that one sum over the world counts every element once,
+    whatever mesh it is sharded over.
+    """
+    local_gradients = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            local_gradients[_num_copies(parameter, mesh)].append(parameter.grad.to_local())
+    squares = torch.zeros((), dtype=torch.float64, device=mesh.device_type)
+    for num_copies, gradients in local_gradients.items():
+        squares += torch.nn.utils.get_total_norm(gradients).double().square() / num_copies
+    return all_sum(squares, dist.group.WORLD).sqrt()
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor) -> None:
+    """Scale all gradients in place so that their norm is at most `max_norm`; `norm` as `gradient_norm` gives it."""
+    gradients = [parameter.grad.to_local() for parameter in parameters if parameter.grad is not None]
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+
+
+def first_nonfinite_gradient(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
+    """The name of the first parameter whose gradient holds NaN or Inf on any rank, the same answer on every rank.
+
+    Collective over the world, and slow: for naming the culprit once `gradient_norm` was not finite.
+    """
+    bad = None
+    for position, (name, parameter) in enumerate(named_parameters):
+        if parameter.grad is not None and not parameter.grad.to_local().isfinite().all():
+            bad = (position, name)
+            break
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, bad)
+    return min((entry for entry in found if entry), default=(0, None))[1]
+
+
+def _num_copies(parameter: DTensor, mesh: Mesh) -> int:
+    """Ranks of a pipeline stage that hold the same shard of a parameter."""
+    num_shards = 1
+    for axis, placement in enumerate(parameter.placements):
+        if placement.is_shard():
+            num_shards *= parameter.device_mesh.size(axis)
+    return mesh.stage.size() // num_shards

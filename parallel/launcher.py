@@ -1,0 +1,162 @@
+"""Starting the ranks of one machine. Imports no torch, so that a command that only starts ranks does so at once.
+
+Each rank is a fresh interpreter that runs the same command and finds its place in the environment (`parallel.world`).
+The ranks die with the process that started them, however it dies.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+PR_SET_PDEATHSIG = 1
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# A rank that leaves with one of these has said why: a user's mistake, or a stop that was asked for by a signal.
+EXPLAINED_CODES = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+SECONDS_TO_LEAVE = 5.0  # for the other ranks, once one has failed
+SECONDS_BETWEEN_LOOKS = 0.02
+SHOWN_BYTES = 8000  # of the output of a rank other than 0 that failed
+
+_libc = ctypes.CDLL(None)
+
+
+@dataclass
+class _Rank:
+    process: subprocess.Popen
+    output: IO[bytes] | None  # where ranks other than 0 write
+
+
+def launch(command: Sequence[str], num_ranks: int) -> int:
+    """Run `command` as `num_ranks` ranks on this machine and return the exit code of the first that fails, or 0.
+
+    Rank 0 writes to this process's own output; another rank's is shown if that rank fails first. SIGINT, SIGTERM and
+    SIGUSR1 are passed on to every rank; a second SIGINT kills them. Must be called from the main thread.
+    """
+    ranks: list[_Rank] = []
+    failures, report = os.pipe()
+    with _listening_socket() as listener, _forward_signals(ranks), os.fdopen(failures, "rb") as reported:
+        try:
+            for rank in range(num_ranks):
+                ranks.append(_start(command, rank, num_ranks, listener, report))
+            _wait(ranks)
+            codes = [rank.process.poll() for rank in ranks]
+            _leave(ranks)
+        finally:
+            os.close(report)
+            _kill(ranks)
+        failed = _first_failure(codes, reported.read())
+    return 0 if failed is None else _tell(failed, ranks)
+
+
+def _listening_socket() -> socket.socket:
+    """The rendezvous' socket: bound here and handed to rank 0, so that no other program can take its port between."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def _start(command: Sequence[str], rank: int, num_ranks: int, listener: socket.socket, report: int) -> _Rank:
+    environment = os.environ | {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(listener.getsockname()[1]),
+        "UPMIX_LISTENER": str(listener.fileno()),
+        "UPMIX_FAILURES": str(report),
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_ranks))),
+    }
+    parent = os.getpid()
+    output = None if rank == 0 else tempfile.TemporaryFile()
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=[report, listener.fileno()] if rank == 0 else [report],
+        process_group=0,  # the terminal's Ctrl-C reaches this process alone, which passes it on once
+        preexec_fn=lambda: _die_with(parent),
+    )
+    return _Rank(process, output)
+
+
+def _die_with(parent: int) -> None:
+    """In the child, before it becomes the command: the kernel is to kill it when its parent dies."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was told
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _forward_signals(ranks: list[_Rank]) -> Iterator[None]:
+    interrupts = 0
+
+    def forward(number: int, frame: object) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        for rank in ranks:
+            if rank.process.poll() is None:
+                rank.process.send_signal(signal.SIGKILL if interrupts > 1 else number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(ranks: list[_Rank]) -> None:
+    """Until all ranks have ended, or one has failed."""
+    while True:
+        codes = [rank.process.poll() for rank in ranks]
+        if None not in codes or any(codes):
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _leave(ranks: list[_Rank]) -> None:
+    """Give ranks a moment: they may be leaving for the same reason, each with its own files to close."""
+    deadline = time.monotonic() + SECONDS_TO_LEAVE
+    while time.monotonic() < deadline and any(rank.process.poll() is None for rank in ranks):
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _kill(ranks: list[_Rank]) -> None:
+    for rank in ranks:
+        if rank.process.poll() is None:
+            rank.process.kill()
+        rank.process.wait()
+
+
+def _first_failure(codes: list[int | None], reported: bytes) -> int | None:
+    """The rank whose failure made the others fail, among several that failed within a moment of each other.
+
+    A rank that a signal ended could report nothing; otherwise it is the first that reported an exception.
+    """
+    failed = [rank for rank, code in enumerate(codes) if code]
+    ended_by_signal = [rank for rank in failed if codes[rank] < 0]
+    first_reported = [rank for rank in map(int, reported.split()) if codes[rank] != 0][:1]
+    return next(iter(ended_by_signal + first_reported + failed), None)
+
+
+def _tell(failed: int, ranks: list[_Rank]) -> int:
+    """The exit code of the rank that failed, after showing what it wrote, unless rank 0 has said the same."""
+    codes = [rank.process.returncode for rank in ranks]
+    code = codes[failed] if codes[failed] >= 0 else 128 - codes[failed]  # as a shell counts what a signal ended
+    if code in EXPLAINED_CODES and codes[0] == codes[failed]:
+        return code
+    if (output := ranks[failed].output) is not None:
+        output.seek(max(0, output.seek(0, os.SEEK_END) - SHOWN_BYTES))
+        sys.stderr.write(output.read().decode(errors="replace"))
+    if len(ranks) > 1:
+        print(f"rank {failed} failed first, with exit code {code}", file=sys.stderr)
+    return code

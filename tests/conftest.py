@@ -1,0 +1,19 @@
+"""What all tests share."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Before torch is imported: tests are many small tensors, and several processes share the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator["RankPool"]:  # noqa: F821
+    """Live gloo ranks: `ranks.run(4, function, *args)` calls a top-level function on 4 of them, within milliseconds."""
+    from parallel import RankPool
+
+    pool = RankPool()
+    yield pool
+    pool.close()

@@ -1,0 +1,228 @@
+"""Any layout gives one rank's loss, gradients, gradient norm and updates, on the real language model.
+
+Shapes: B batch, S sequence, E experts.
+"""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from framework.model import Context, LanguageModel, build_language_model
+from framework.model.moe import MixtureOfExperts
+from framework.parallelize import parallelize
+from framework.parametrization import initialize
+from framework.recipe.architecture import architecture
+from framework.recipe.schema import Init, Model
+from parallel import Mesh, MeshSizes, clip_gradients, gradient_norm, set_gradient_sync
+from parallel.collectives import all_sum
+
+BATCH, SEQ_LEN, VOCAB = 16, 10, 40
+NUM_STEPS, CLIP_NORM = 2, 0.5
+
+MOE = dict(num_experts=8, top_k=2, d_expert=8, load_balance_weight=0.1, z_loss_weight=0.01)
+MODELS = {
+    "softmax_topk": dict(pattern="*E*-E", moe=MOE),
+    "shared": dict(pattern="*EE", moe=MOE | dict(num_shared_experts=2, shared_expert_router=True, activation="gelu")),
+    "topk_softmax": dict(pattern="EE", moe=MOE | dict(router="topk_softmax", capacity_factor=0.75)),
+    "loss_free": dict(pattern="EE", moe=MOE | dict(router="sigmoid", selection_bias_rate=0.05, gate_scale=2.0)),
+    "expert_choice": dict(pattern="E*E", moe=MOE | dict(router="expert_choice", load_balance_weight=0.0)),
+    "forward_balance": dict(pattern="*EE", moe=MOE | dict(load_balance_over="forward", output_norm=True)),
+    "mamba": dict(pattern="mEM-", tie_embeddings=True, moe=MOE, mamba=dict(head_dim=8, d_state=4)),
+    "branches": dict(pattern="[mE]*", moe=MOE, mamba=dict(d_state=4), norm="layernorm"),
+}
+LAYOUTS = {
+    "dp_shard2": MeshSizes(dp_shard=2),
+    "dp_replicate2": MeshSizes(dp_replicate=2),
+    "hsdp2x2": MeshSizes(dp_replicate=2, dp_shard=2),
+    "ep2": MeshSizes(dp_shard=2, ep=2),
+    "ep4": MeshSizes(dp_shard=4, ep=4),
+    "dp_shard4xep2": MeshSizes(dp_shard=4, ep=2),
+    "hsdp2x2xep2": MeshSizes(dp_replicate=2, dp_shard=2, ep=2),
+    "ep8": MeshSizes(dp_shard=8, ep=8),
+}
+
+
+@dataclass
+class Run:
+    """What two steps gave: per step the loss and the gradient's norm, by name the last gradients and all weights."""
+
+    losses: list[float]
+    norms: list[float]
+    gradients: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    biases: list[Tensor]
+
+
+def build(fields: dict, dtype: torch.dtype = torch.float64) -> LanguageModel:
+    model = build_language_model(architecture(Model(d_model=16, vocab_size=VOCAB, attention=dict(num_heads=2), **fields)))
+    initialize(model, Init(), seed=0)
+    return model.to(dtype)
+
+
+def batch(step: int, index: int, count: int) -> tuple[Tensor, Tensor]:
+    """The share of a step's sequences that rank `index` of `count` trains on, and its targets, some of them ignored."""
+    generator = torch.Generator().manual_seed(step)
+    tokens_BS = torch.randint(0, VOCAB, (BATCH, SEQ_LEN + 1), generator=generator)
+    targets_BS = tokens_BS[:, 1:].masked_fill(torch.rand(BATCH, SEQ_LEN, generator=generator) < 0.1, -100)
+    return tokens_BS[:, :-1].chunk(count)[index], targets_BS.chunk(count)[index]
+
+
+def accumulate(model: nn.Module, step: int, index: int, count: int, num_micro_batches: int, sync=None) -> Tensor:
+    """This rank's share of the loss, with its gradients left in the parameters."""
+    num_tokens = sum(int((batch(step, i, count)[1] >= 0).sum()) for i in range(count))
+    tokens_BS, targets_BS = batch(step, index, count)
+    total = torch.zeros((), dtype=torch.float64)
+    pairs = list(zip(tokens_BS.chunk(num_micro_batches), targets_BS.chunk(num_micro_batches), strict=True))
+    for position, (tokens, targets) in enumerate(pairs):
+        if sync is not None:
+            sync(model, position == len(pairs) - 1)
+        share = model(tokens, Context(num_sequences=BATCH), targets) / num_tokens
+        share.backward()
+        total += share.detach()
+    return total
+
+
+def update_biases(model: nn.Module, group: dist.ProcessGroup | None) -> list[Tensor]:
+    """The loss-free balance step, from counts of all ranks; the biases after it."""
+    biases = []
+    for moe in (module for module in model.modules() if isinstance(module, MixtureOfExperts)):
+        counts_E = moe.take_statistics()["tokens_per_expert_E"]
+        moe.update_selection_bias(counts_E if group is None else all_sum(counts_E, group))
+        bias = getattr(moe.router, "selection_bias_E", None)
+        biases += [] if bias is None else [bias.clone()]
+    return biases
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=0.02, eps=1e-6, weight_decay=0.1)
+
+
+def on_one_rank(fields: dict, dtype: torch.dtype, num_micro_batches: int = 1) -> Run:
+    """The plain model, PyTorch's own clipping: nothing of `parallel` takes part."""
+    model = build(fields, dtype)
+    optimizer, losses, norms, biases = optimizer_of(model), [], [], []
+    for step in range(NUM_STEPS):
+        optimizer.zero_grad()
+        losses.append(accumulate(model, step, 0, 1, num_micro_batches).item())
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM).item())
+        optimizer.step()
+        biases = update_biases(model, None)
+    return Run(losses, norms, *tensors(model), biases)
+
+
+def on_layout(sizes: MeshSizes, fields: dict, dtype: torch.dtype, num_micro_batches: int, reshard: bool) -> Run | None:
+    """The same steps on the ranks of a mesh; rank 0 hands back whole tensors."""
+    mesh = Mesh(sizes, "cpu")
+    model = parallelize(build(fields, dtype), mesh, dtype=dtype, reshard=reshard)
+    index, count = mesh.batch.get_local_rank(), mesh.batch.size()
+    optimizer, losses, norms, biases = optimizer_of(model), [], [], []
+    for step in range(NUM_STEPS):
+        optimizer.zero_grad()
+        loss = accumulate(model, step, index, count, num_micro_batches, set_gradient_sync)
+        losses.append(all_sum(loss, mesh.loss.get_group()).item())
+        norm = gradient_norm(model.parameters(), mesh)
+        norms.append(norm.item())
+        clip_gradients(model.parameters(), CLIP_NORM, norm)
+        optimizer.step()
+        biases = update_biases(model, dist.group.WORLD)
+    run = Run(losses, norms, *tensors(model), biases)
+    return run if dist.get_rank() == 0 else None
+
+
+def tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def whole(tensor: Tensor) -> Tensor:
+        return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+    parameters = dict(model.named_parameters())
+    return {n: whole(p.grad) for n, p in parameters.items()}, {n: whole(p) for n, p in parameters.items()}
+
+
+def assert_equal(got: Run, expected: Run, start: dict[str, Tensor], tolerance: float) -> None:
+    """Differences relative to the largest entry, for experts one by one: a small expert must not hide among others."""
+    torch.testing.assert_close(torch.tensor(got.losses), torch.tensor(expected.losses), rtol=tolerance, atol=0)
+    torch.testing.assert_close(torch.tensor(got.norms), torch.tensor(expected.norms), rtol=tolerance, atol=0)
+    assert got.gradients.keys() == expected.gradients.keys()
+    for name, reference in expected.gradients.items():
+        assert_near(f"gradient of {name}", got.gradients[name], reference, tolerance)
+        assert reference.any(), f"{name} learns nothing, so nothing is compared"
+        moved = expected.weights[name] - start[name]
+        assert_near(f"update of {name}", got.weights[name] - start[name], moved, 100 * tolerance)
+    for mine, reference in zip(got.biases, expected.biases, strict=True):
+        torch.testing.assert_close(mine, reference)
+
+
+def assert_near(what: str, got: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert got.shape == expected.shape, what
+    stack = zip(got, expected, strict=True) if ".experts." in what else [(got, expected)]
+    for index, (mine, reference) in enumerate(stack):
+        difference, scale = (mine - reference).abs().max().item(), reference.abs().max().item()
+        assert difference <= tolerance * scale, f"{what} [{index}]: {difference:.2e} of {scale:.2e}"
+
+
+@pytest.fixture(scope="session")
+def one_rank():
+    """Runs of the plain model, each once: (name of the model, dtype, micro-batches) -> (Run, weights at the start)."""
+    runs = {}
+
+    def get(name: str, dtype: torch.dtype, num_micro_batches: int = 1) -> tuple[Run, dict[str, Tensor]]:
+        key = (name, dtype, num_micro_batches)
+        if key not in runs:
+            start = {n: p.detach() for n, p in build(MODELS[name], dtype).named_parameters()}
+            runs[key] = on_one_rank(MODELS[name], dtype, num_micro_batches), start
+        return runs[key]
+
+    return get
+
+
+def check(ranks, one_rank, layout: str, name: str, dtype: torch.dtype, tolerance: float, num_micro_batches: int = 1,
+          reshard: bool = True) -> None:
+    sizes = LAYOUTS[layout]
+    got = ranks.run(sizes.world, on_layout, sizes, MODELS[name], dtype, num_micro_batches, reshard)[0]
+    assert_equal(got, *one_rank(name, dtype), tolerance)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_equals_one_rank_in_float64(ranks, one_rank, layout):
+    check(ranks, one_rank, layout, "softmax_topk", torch.float64, 1e-11)
+
+
+@pytest.mark.parametrize("layout", ["dp_shard2", "ep2", "hsdp2x2xep2"])
+def test_layouts_equal_one_rank_in_float32(ranks, one_rank, layout):
+    check(ranks, one_rank, layout, "softmax_topk", torch.float32, 2e-5)
+
+
+@pytest.mark.parametrize("layout", ["ep2", "dp_shard4xep2"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("softmax_topk", "forward_balance")])
+def test_every_kind_of_block_equals_one_rank(ranks, one_rank, layout, name):
+    check(ranks, one_rank, layout, name, torch.float64, 1e-11)
+
+
+@pytest.mark.parametrize("layout", ["ep2", "dp_replicate2", "hsdp2x2xep2"])
+def test_balance_over_a_forward_counts_the_tokens_of_all_ranks(ranks, one_rank, layout):
+    check(ranks, one_rank, layout, "forward_balance", torch.float64, 1e-11)
+
+
+@pytest.mark.parametrize("layout", ["dp_shard2", "dp_replicate2", "hsdp2x2xep2"])
+@pytest.mark.parametrize("name", ["softmax_topk", "mamba"])
+def test_micro_batches_change_nothing(ranks, one_rank, layout, name):
+    check(ranks, one_rank, layout, name, torch.float64, 1e-11, num_micro_batches=2)
+
+
+def test_keeping_gathered_weights_changes_nothing(ranks, one_rank):
+    check(ranks, one_rank, "ep2", "mamba", torch.float64, 1e-11, reshard=False)
+
+
+def both_on_one_rank(fields: dict, dtype: torch.dtype) -> tuple[Run, Run]:
+    return on_layout(MeshSizes(), fields, dtype, 1, True), on_one_rank(fields, dtype)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_on_one_rank_nothing_changes_at_all(ranks, name):
+    """Bit for bit, but for the clipped gradients, which PyTorch scales in another precision."""
+    got, plain = ranks.run(1, both_on_one_rank, MODELS[name], torch.float32)[0]
+    assert got.losses[0] == plain.losses[0]
+    assert got.norms[0] == pytest.approx(plain.norms[0], rel=1e-6)

@@ -1,0 +1,114 @@
+"""A checkpoint that somebody crafted runs nothing, even where its manifest is in order."""
+
+import io
+import os
+import pickle
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from framework.training.checkpoint import Checkpointer, DamagedCheckpoint, checkpoint_folder, damage
+from framework.training.checkpoint import load as load_checkpoint
+from framework.training.checkpoint.manifest import Manifest, file_facts, write_manifest
+from framework.training.checkpoint.safe_reader import SafeReader
+from framework.training.peers import Peers
+
+
+class Command:
+    """Unpickled freely, it makes a file."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def seal(checkpoint):
+    """A manifest that fits, as an attacker would write it."""
+    files = {f"state/{path.name}": file_facts(path) for path in (checkpoint / "state").iterdir()}
+    write_manifest(checkpoint, Manifest(9, {}, files))
+
+
+def save(root, entries):
+    checkpoint = checkpoint_folder(root, 9)
+    (checkpoint / "state").mkdir(parents=True)
+    dcp.save(entries, storage_writer=dcp.FileSystemWriter(checkpoint / "state"), no_dist=True)
+    return checkpoint
+
+
+def hostile_metadata(root, marker):
+    checkpoint = save(root, {"model.a": torch.ones(2)})
+    (checkpoint / "state" / ".metadata").write_bytes(pickle.dumps(Command(marker)))
+    return checkpoint
+
+
+def hostile_planner_data(root, marker):
+    checkpoint = save(root, {"model.a": torch.ones(2)})
+    path = checkpoint / "state" / ".metadata"
+    metadata = SafeReader(checkpoint / "state").read_metadata()
+    metadata.planner_data = {"model.a": Command(marker)}
+    path.write_bytes(pickle.dumps(metadata))
+    return checkpoint
+
+
+def byte_entry(root, marker):
+    return save(root, {"model.a": Command(marker)})
+
+
+def hostile_tensor(root, marker):
+    checkpoint = save(root, {"model.a": torch.ones(2)})
+    path = checkpoint / "state" / "__0_0.distcp"
+    payload = io.BytesIO()
+    torch.save(Command(marker), payload)
+    path.write_bytes(payload.getvalue().ljust(path.stat().st_size, b"\0"))
+    metadata = SafeReader(checkpoint / "state").read_metadata()
+    for info in metadata.storage_data.values():
+        info.length = len(payload.getvalue())
+    (checkpoint / "state" / ".metadata").write_bytes(pickle.dumps(metadata))
+    return checkpoint
+
+
+def file_elsewhere(root, marker):
+    checkpoint = save(root, {"model.a": torch.ones(2)})
+    metadata = SafeReader(checkpoint / "state").read_metadata()
+    for info in metadata.storage_data.values():
+        info.relative_path = "../../secret"
+    (checkpoint / "state" / ".metadata").write_bytes(pickle.dumps(metadata))
+    return checkpoint
+
+
+CRAFTED = [hostile_metadata, hostile_planner_data, byte_entry, hostile_tensor, file_elsewhere]
+
+
+@pytest.mark.parametrize("craft", CRAFTED)
+def test_loading_runs_nothing_and_says_that_it_is_damaged(craft, tmp_path):
+    marker = tmp_path / "ran"
+    seal(checkpoint := craft(tmp_path, marker))
+    with pytest.raises(DamagedCheckpoint):
+        load_checkpoint(checkpoint, {"model.a": torch.zeros(2)}, Peers())
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("craft", [each for each in CRAFTED if each is not hostile_tensor])
+def test_verifying_runs_nothing_and_tells(craft, tmp_path):
+    marker = tmp_path / "ran"
+    seal(craft(tmp_path, marker))
+    assert damage(tmp_path, 9)
+    assert not marker.exists()
+
+
+def test_a_resume_goes_back_to_the_checkpoint_before(tmp_path):
+    Checkpointer(tmp_path, Peers()).save(3, {"model.a": torch.full((2,), 3.0)}, {}, background=False)
+    seal(hostile_metadata(tmp_path, tmp_path / "ran"))
+    tensors = {"model.a": torch.zeros(2)}
+    assert Checkpointer(tmp_path, Peers()).load_newest(tensors).step == 3
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_crafted_files_do_run_in_torchs_own_reader(tmp_path):
+    seal(checkpoint := hostile_metadata(tmp_path, tmp_path / "ran"))
+    with pytest.raises(Exception):  # noqa: B017
+        dcp.FileSystemReader(checkpoint / "state").read_metadata()
+    assert (tmp_path / "ran").exists()
