@@ -1,7 +1,11 @@
 """Functions of local tensors. Knows no model and no process group."""
 
 from kernels.convolution import causal_convolution
+from kernels.cross_entropy import linear_cross_entropy
+from kernels.experts import expert_ffn
 from kernels.selective_scan import selective_scan, selective_step
 from kernels.ssd import ssd, ssd_step
 
-__all__ = ["causal_convolution", "selective_scan", "selective_step", "ssd", "ssd_step"]
+__all__ = [
+    "causal_convolution", "expert_ffn", "linear_cross_entropy", "selective_scan", "selective_step", "ssd", "ssd_step",
+]

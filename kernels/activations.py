@@ -1,4 +1,4 @@
-"""Elementwise activations with their derivatives, for functions that write out their own backward.
+"""Elementwise activations, differentiable, and their derivatives for functions that write out their own backward.
 
 `swiglu` names silu here: the factor beside it is the caller's.
 """
@@ -19,7 +19,7 @@ class Activation(NamedTuple):
 
 
 def _squared_relu(x: Tensor) -> Tensor:
-    return F.relu(x).square_()
+    return F.relu(x).square()
 
 
 def _squared_relu_backward(grad: Tensor, x: Tensor) -> Tensor:

@@ -8,41 +8,39 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 IGNORED = -100
-# 2^21 logits, 8 MB in float32, stay in a CPU's cache between the passes over them; a GPU wants larger products.
+# On a CPU a chunk's logits (8 MB in float32) stay in cache between the passes over them; a GPU wants large products.
 CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**28}
 
 
 def linear_cross_entropy(x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, logit_scale: float = 1.0) -> Tensor:
-    """Sum over tokens of -log softmax(logit_scale * weight x)[target], a scalar, in nats.
+    """Sum over tokens of -log softmax(logit_scale * weight x)[target], in nats: a scalar.
 
-    Targets are int64; those of -100 are left out. Products are taken in the dtype of x (float32, float64 or bfloat16),
-    softmax and sums in float32 at least, which is the dtype of the result. Gradients are computed in the forward, a
-    chunk of tokens at a time, and only scaled in the backward, so that no [T, V] tensor exists. Differentiable once,
+    targets_T: int64, -100 where a token is left out. Products are taken in the dtype of x (float32, float64 or
+    bfloat16), softmax and sums in float32 at least, which is the dtype of the result. Gradients are computed in the
+    forward, chunk by chunk, and only scaled in the backward, so that no [T, V] tensor ever exists. Differentiable once,
     in x and weight.
     """
-    return _LinearCrossEntropy.apply(x_TD, weight_VD, targets_T, logit_scale)
+    needs_gradient = torch.is_grad_enabled() and (x_TD.requires_grad or weight_VD.requires_grad)
+    return _LinearCrossEntropy.apply(x_TD, weight_VD, targets_T, logit_scale, needs_gradient)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, logit_scale: float) -> Tensor:
-        accumulate = torch.promote_types(x_TD.dtype, torch.float32)
+    def forward(
+        ctx: FunctionCtx, x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, logit_scale: float, needs_gradient: bool
+    ) -> Tensor:
+        dtype = torch.promote_types(x_TD.dtype, torch.float32)
         matrix_VD = weight_VD.to(x_TD.dtype)
-        needs_gradient = any(ctx.needs_input_grad)
-        dx_TD = torch.empty_like(x_TD) if needs_gradient else None
-        dweight_VD = torch.zeros_like(weight_VD, dtype=accumulate) if needs_gradient else None
-        loss = torch.zeros((), dtype=accumulate, device=x_TD.device)
-        size = max(1, CHUNK_LOGITS[x_TD.device.type] // len(weight_VD))
-        for start in range(0, len(x_TD), size):
-            chunk = slice(start, start + size)
-            x_CD, kept_C = x_TD[chunk], targets_T[chunk] != IGNORED
-            logits_CV = (x_CD @ matrix_VD.t()).to(accumulate)
-            loss += _chunk_loss(logits_CV, targets_T[chunk], kept_C, logit_scale)
+        dx_TD = torch.empty_like(x_TD)
+        dweight_VD = torch.zeros_like(weight_VD, dtype=dtype) if needs_gradient else None
+        loss = torch.zeros((), dtype=dtype, device=x_TD.device)
+        size = max(1, CHUNK_LOGITS[x_TD.device.type] // matrix_VD.shape[0])
+        for x_CD, target_C, dx_CD in zip(x_TD.split(size), targets_T.split(size), dx_TD.split(size), strict=True):
+            logits_CV = (x_CD @ matrix_VD.t()).to(dtype)
+            chunk_loss, dlogits_CV = _cross_entropy(logits_CV, target_C, logit_scale)
+            loss += chunk_loss
             if needs_gradient:
-                factor_C1 = (kept_C * logit_scale)[:, None]
-                dlogits_CV = logits_CV.to(x_TD.dtype)
-                torch.mul(dlogits_CV @ matrix_VD, factor_C1, out=dx_TD[chunk])
-                _add_product(dweight_VD, dlogits_CV.t(), x_CD * factor_C1)
+                _add_gradients(dx_CD, dweight_VD, dlogits_CV.to(x_TD.dtype), x_CD, matrix_VD, target_C, logit_scale)
         if needs_gradient:
             ctx.save_for_backward(dx_TD, dweight_VD.to(weight_VD.dtype))
         return loss
@@ -51,4 +49,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, dloss: Tensor) -> tuple[Tensor | None, ...]:
         dx_TD, dweight_VD = ctx.saved_tensors
-        return dx_TD * dloss.to(dx_TD.dtype), dweight_VD * dloss.to(dweight_VD.dtype), None, None
+        return dx_TD * dloss.to(dx_TD.dtype), dweight_VD * dloss.to(dweight_VD.dtype), None, None, None
+
+
+def _cross_entropy(logits_CV: Tensor, target_C: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The chunk's loss, and softmax minus one-hot, which overwrites the logits; that of tokens left out is not zero."""
+    if scale != 1.0:
+        logits_CV *= scale
+    index_C1 = target_C.clamp(min=0)[:, None]
+    target_logit_C = logits_CV.gather(1, index_C1)[:, 0]
+    largest_C = logits_CV.amax(1)
+    torch.softmax(logits_CV, 1, out=logits_CV)
+    # The most probable token's probability is 1 / sum(exp(logit - largest)).
+    log_sum_C = largest_C - logits_CV.amax(1).log()
+    loss = (log_sum_C - target_logit_C).masked_fill(target_C == IGNORED, 0.0).sum()
+    one_C1 = torch.ones_like(index_C1, dtype=logits_CV.dtype)
+    return loss, logits_CV.scatter_add_(1, index_C1, -one_C1)
+
+
+def _add_gradients(
+    dx_CD: Tensor, dweight_VD: Tensor, dlogits_CV: Tensor, x_CD: Tensor, matrix_VD: Tensor, target_C: Tensor,
+    scale: float,
+) -> None:
+    """Fill dx and add to dweight. Tokens left out are masked here, on width D, and not on all V logits."""
+    left_out_C1 = (target_C == IGNORED)[:, None]
+    dx_CD.copy_((dlogits_CV @ matrix_VD).mul_(scale).masked_fill_(left_out_C1, 0.0))
+    kept_CD = (x_CD * scale).masked_fill_(left_out_C1, 0.0)
+    if dweight_VD.dtype == kept_CD.dtype:
+        dweight_VD.addmm_(dlogits_CV.t(), kept_CD)
+    else:
+        dweight_VD += dlogits_CV.t() @ kept_CD

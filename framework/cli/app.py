@@ -2,12 +2,11 @@
 
 import importlib
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-VERBS = ("recipes", "show", "train", "eval", "generate", "checkpoint")
+VERBS = ("recipes", "show", "train", "eval", "generate", "checkpoint", "tokenizer", "data")
 
 # Typer carries its own click in new releases and uses the public one in old ones; this class is right in both.
 ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -46,6 +45,8 @@ def _root(
     show_version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
 ) -> None:
     if show_version:
+        from importlib.metadata import version
+
         print(version("upmix"))
     elif context.invoked_subcommand is None:
         print(context.get_help())

@@ -9,6 +9,7 @@ from framework.data.files import File, find_files, fingerprint, folder_files
 from framework.errors import UserError
 
 BUILT_IN = ("python_stdlib",)
+INSTALLED = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Corpus:
 def find_corpus(inputs: Sequence[str], name: str | None = None) -> Corpus:
     """The corpus of a built-in name, or of files, folders and globs.
 
-    Raises UserError if an input matches nothing.
+    Raises UserError if an input matches nothing, or the name is none for a folder.
     """
+    if name is not None and (not name or name.startswith(".") or "/" in name):
+        raise UserError(f"corpus name '{name}': a plain name for a folder is needed")
     if len(inputs) == 1 and inputs[0] in BUILT_IN:
         files = python_stdlib()
     else:
@@ -44,7 +47,7 @@ def python_stdlib() -> list[File]:
     bytes count.
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    files = folder_files(folder, frozenset({"site-packages", "dist-packages"}), ".py", fallback="latin-1")
+    files = folder_files(folder, INSTALLED.__contains__, ".py", fallback="latin-1")
     if not files:
         raise UserError(f"corpus python_stdlib: no .py files in {folder}; this Python comes without its sources")
     return files

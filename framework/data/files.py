@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from framework.errors import UserError
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
-LEFT_OUT_FOLDERS = {"__pycache__", "node_modules"}
 HEAD_BYTES = 8192
 
 
@@ -50,10 +49,12 @@ def find_files(inputs: Sequence[str]) -> list[File]:
 
 
 def folder_files(
-    folder: Path, left_out: frozenset[str] = frozenset(), suffix: str = "", fallback: str | None = None
+    folder: Path, is_left_out: Callable[[str], bool], suffix: str = "", fallback: str | None = None
 ) -> list[File]:
-    """The files under `folder` whose name ends in `suffix`, sorted by key; folders named in `left_out` are skipped."""
-    paths = (path for path in _walk(folder, left_out) if path.name.endswith(suffix))
+    """The files under `folder` whose name ends in `suffix`, sorted by key; `is_left_out` judges names of files and
+    folders.
+    """
+    paths = (path for path in _walk(folder, is_left_out) if path.name.endswith(suffix))
     files = [File(path, path.relative_to(folder).as_posix(), path.stat().st_size, fallback) for path in paths]
     return sorted(files, key=lambda file: file.key)
 
@@ -80,7 +81,7 @@ def _files_at(path: Path) -> list[File]:
         raise UserError(f"corpus {path}: a Hugging Face data set of several splits; name one of {splits}")
     if (path / "state.json").is_file():
         return _hugging_face_files(path)
-    return [file for file in folder_files(path) if _has_text(file.path)]
+    return [file for file in folder_files(path, _is_no_source) if _has_text(file.path)]
 
 
 def _hugging_face_files(folder: Path) -> list[File]:
@@ -92,10 +93,14 @@ def _hugging_face_files(folder: Path) -> list[File]:
         raise UserError(f"corpus {folder}: not a whole Hugging Face data set folder: {error}") from error
 
 
-def _walk(folder: Path, left_out: frozenset[str]) -> Iterator[Path]:
+def _walk(folder: Path, is_left_out: Callable[[str], bool]) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in LEFT_OUT_FOLDERS | left_out]
-        yield from (Path(parent, name) for name in names if not name.startswith(".") and Path(parent, name).is_file())
+        folders[:] = [name for name in folders if not is_left_out(name)]
+        yield from (Path(parent, name) for name in names if not is_left_out(name) and Path(parent, name).is_file())
+
+
+def _is_no_source(name: str) -> bool:
+    return name.startswith(".") or name in ("__pycache__", "node_modules")
 
 
 def _has_text(path: Path) -> bool:

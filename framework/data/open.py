@@ -100,10 +100,17 @@ def _find(name: str) -> Corpus | Prepared | TokenStream:
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
     if prefix.with_name(prefix.name + ".idx").is_file():
         return TokenStream(prefix)
-    named = [folder for folder in data_root().glob(f"{_escaped(name)}-*") if is_prepared(folder)]
+    # Raw files win over the folders prepared from them, which may be of an earlier state.
+    named = [] if path.exists() else _prepared_as(name)
     if len(named) > 1:
-        raise UserError(f"corpus {name}: name one of {', '.join(sorted(map(str, named)))}")
+        raise UserError(f"corpus {name}: name one of {', '.join(map(str, named))}")
     return open_prepared(named[0]) if named else find_corpus([name])
+
+
+def _prepared_as(name: str) -> list[Path]:
+    """Folders that `prepare_corpus` made under a name."""
+    folders = sorted(data_root().iterdir()) if data_root().is_dir() else []
+    return [folder for folder in folders if folder.name.rpartition("-")[0] == name and is_prepared(folder)]
 
 
 def _tokenizer(data: "Data", found: Iterable, vocab_size: int) -> Tokenizer | None:
@@ -157,7 +164,3 @@ def _last_token(part: Part) -> int:
 def _joined(corpora: Sequence[Corpus]) -> Corpus:
     digest = hashlib.sha256("".join(corpus.fingerprint for corpus in corpora).encode()).hexdigest()
     return Corpus("blend", tuple(file for corpus in corpora for file in corpus.files), digest)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

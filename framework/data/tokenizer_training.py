@@ -54,8 +54,7 @@ def train_tokenizer(
     try:
         SentencePieceTrainer.train(sentence_iterator=sentences, model_writer=model, vocab_size=vocab_size, **SETTINGS)
     except RuntimeError as error:
-        reason = str(error).split("] ")[-1]
-        raise UserError(f"tokenizer of {vocab_size} entries on corpus {corpus.name}: {reason}") from error
+        raise UserError(f"tokenizer of {vocab_size} entries on corpus {corpus.name}: {_reason(error)}") from error
     write_atomically(out, model.getvalue())
     return load_tokenizer(out)
 
@@ -64,6 +63,13 @@ def settings_fingerprint() -> str:
     """Other when a tokenizer trained on the same corpus would be."""
     rules = repr((SETTINGS, SENTENCE.pattern, SAMPLE_BYTES_PER_ENTRY, SMALLEST_SAMPLE, SHARE_OF_ONE_FILE))
     return hashlib.sha256(rules.encode()).hexdigest()
+
+
+def _reason(error: RuntimeError) -> str:
+    too_small = re.search(r"smaller than required_chars. \d+ vs (\d+)", str(error))
+    if too_small:
+        return f"at least {too_small[1]} are needed, for 256 bytes, <unk>, <eod> and the characters of the text"
+    return str(error).split("] ")[-1]
 
 
 def _sentences(texts: Iterator[str]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """From a recipe's architecture to a language model."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -9,6 +8,9 @@ from framework.model.attention import Attention
 from framework.model.embedding import Embedding, Unembedding
 from framework.model.ffn import FFN
 from framework.model.language_model import LanguageModel
+from framework.model.mamba1 import Mamba1
+from framework.model.mamba2 import Mamba2
+from framework.model.moe import MixtureOfExperts
 from framework.model.norm import make_norm
 from framework.model.residual import Branch, ParallelResidual, Residual
 
@@ -45,35 +47,10 @@ def _layer(layer: "Layer", model: "Model") -> nn.Module:
 
 
 def _block(sublayer: "Sublayer", model: "Model") -> nn.Module:
-    return BLOCKS[sublayer.kind](model, sublayer.settings)
-
-
-def _attention(model: "Model", settings) -> nn.Module:
-    return Attention(model.d_model, settings, model.norm_eps, model.multipliers.attention)
-
-
-def _ffn(model: "Model", settings) -> nn.Module:
-    return FFN(model.d_model, settings.d_ff, settings.activation)
-
-
-def _moe(model: "Model", settings) -> nn.Module:
-    from framework.model.moe import MixtureOfExperts
-
-    return MixtureOfExperts(model.d_model, settings, model.norm_eps)
-
-
-def _mamba1(model: "Model", settings) -> nn.Module:
-    from framework.model.mamba1 import Mamba1
-
-    return Mamba1(model.d_model, settings, model.norm_eps)
-
-
-def _mamba2(model: "Model", settings) -> nn.Module:
-    from framework.model.mamba2 import Mamba2
-
-    return Mamba2(model.d_model, settings, model.norm_eps)
-
-
-BLOCKS: dict[str, Callable[["Model", object], nn.Module]] = {
-    "attention": _attention, "ffn": _ffn, "moe": _moe, "mamba1": _mamba1, "mamba2": _mamba2,
-}
+    settings = sublayer.settings
+    if sublayer.kind == "attention":
+        return Attention(model.d_model, settings, model.norm_eps, model.multipliers.attention)
+    if sublayer.kind == "ffn":
+        return FFN(model.d_model, settings.d_ff, settings.activation)
+    block = {"moe": MixtureOfExperts, "mamba1": Mamba1, "mamba2": Mamba2}[sublayer.kind]
+    return block(model.d_model, settings, model.norm_eps)

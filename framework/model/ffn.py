@@ -1,25 +1,13 @@
 """Dense feed-forward block; shared experts are one too, with their own roles."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.model.context import Context
 from framework.model.linear import Linear
 from framework.parametrization.roles import Role
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)^2 (https://arxiv.org/abs/2109.08668)."""
-    return F.relu(x).square()
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "swiglu": F.silu, "gelu": F.gelu, "relu": F.relu, "relu2": squared_relu,
-}
-"""What follows `gate` in SwiGLU, and `up` in the others; gelu is the exact one, x * Phi(x)."""
+from kernels.activations import ACTIVATIONS
 
 
 class FFNRoles(NamedTuple):
@@ -33,13 +21,14 @@ class FFNRoles(NamedTuple):
 class FFN(nn.Module):
     """down(activation(up(x))), or down(silu(gate(x)) * up(x)) for swiglu (https://arxiv.org/abs/2002.05202, Eq. 6).
 
+    activation: swiglu, gelu (the exact x * Phi(x)), relu or relu2 (its square, https://arxiv.org/abs/2109.08668).
     No biases. `gate` exists only for swiglu.
     """
 
     def __init__(self, d_model: int, d_ff: int, activation: str, roles: FFNRoles | None = None) -> None:
         super().__init__()
         roles = roles or FFNRoles()
-        self.activation = ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation].forward
         self.gate = Linear(d_model, d_ff, roles.gate) if activation == "swiglu" else None
         self.up = Linear(d_model, d_ff, roles.up)
         self.down = Linear(d_ff, d_model, roles.down, writes_residual=True)

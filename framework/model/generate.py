@@ -3,11 +3,13 @@
 B batch, S sequence, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from framework.errors import UserError
 from framework.model.context import Context
 from framework.model.language_model import LanguageModel
 
@@ -20,13 +22,30 @@ def generate(
 
     temperature: divides the logits; 0 takes the likeliest token. top_k: sample among the k likeliest. top_p: among the
     fewest likeliest whose probabilities reach top_p (https://arxiv.org/abs/1904.09751). Equal seeds give equal tokens.
+    The model must be in evaluation mode. Raises UserError for an empty prompt and for options out of range.
     """
+    _check(prompt_ids, max_new_tokens, temperature, top_k, top_p)
     tokens_BS = torch.tensor([list(prompt_ids)], device=model.embedding.weight.device)
     for token_B in generate_batch(model, tokens_BS, max_new_tokens, temperature, top_k, top_p, seed):
         token = token_B.item()
         if token == stop:
             return
         yield token
+
+
+def _check(
+    prompt_ids: Sequence[int], max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    if not prompt_ids:
+        raise UserError("the prompt has no token; allowed: at least one")
+    if max_new_tokens < 0:
+        raise UserError(f"max_new_tokens={max_new_tokens}; allowed: 0 or more")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature={temperature}; allowed: 0 (the likeliest token) or any positive number")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k={top_k}; allowed: 1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p={top_p}; allowed: above 0, up to 1")
 
 
 @torch.no_grad()
@@ -36,9 +55,8 @@ def generate_batch(
 ) -> Iterator[Tensor]:
     """Yield int64 [B], max_new_tokens times: the next token of each of B prompts of equal length.
 
-    prompt_BS: int64, S >= 1. The options are those of `generate`.
+    prompt_BS: int64, S >= 1; the model is in evaluation mode. The options are those of `generate`.
     """
-    assert prompt_BS.shape[1] > 0, "the first token follows from a prompt"
     assert not model.training, "call model.eval() first: some layers drop tokens in training"
     weight = model.embedding.weight
     generator = torch.Generator(weight.device).manual_seed(seed)
@@ -61,8 +79,6 @@ def sample(
     probability_BV = sorted_BV[:, :top_k].softmax(-1)
     if top_p is not None:
         before_BV = probability_BV.cumsum(-1) - probability_BV
-        # The likeliest token stays whatever rounding makes of a tiny top_p.
-        before_BV[:, 0] = -1.0
         probability_BV = probability_BV.masked_fill(before_BV >= top_p, 0.0)
     choice_B1 = torch.multinomial(probability_BV, 1, generator=generator)
     return token_BV.gather(-1, choice_B1)[:, 0]

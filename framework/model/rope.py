@@ -15,7 +15,7 @@ def frequencies(settings, device: torch.device) -> Tensor:
     base^(-2n / 2N), after Llama 3's scaling if `settings.rope_scaling` is given. Computed where it is used, never
     stored: a model built on the meta device then has nothing to restore.
     """
-    rotated = int(settings.head_dim * settings.rope_fraction)
+    rotated = round(settings.head_dim * settings.rope_fraction)
     exponent_N = torch.arange(0, rotated, 2, dtype=torch.float64, device=device) / rotated
     frequency_N = settings.rope_base ** -exponent_N
     return frequency_N if settings.rope_scaling is None else _llama3(frequency_N, settings.rope_scaling)

@@ -4,7 +4,6 @@ import logging
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from framework.model.language_model import LanguageModel
 from framework.model.moe import MixtureOfExperts
@@ -21,9 +20,12 @@ def apply_data_parallelism(model: LanguageModel, mesh: Mesh, dtype: torch.dtype,
     """
     policy = precision(dtype)
     for layer in model.layers:
-        _shard_experts(layer, mesh, policy, reshard)
-        _shard_float32_parts(layer, mesh, policy)
-        shard(layer, mesh.dense_shards, policy, reshard)
+        experts = [module.experts for module in layer.modules() if isinstance(module, MixtureOfExperts)]
+        for stack in experts:
+            shard(stack, mesh.expert_shards, policy, reshard, expert_placement(mesh.expert_dp.size()))
+        if policy.param_dtype is not None:
+            _shard_float32_parts(layer, mesh)
+        shard(layer, mesh.dense_shards, policy, reshard, apart=experts)
     if not model.tied:
         # Neither is needed while layers run. A tied matrix is used at both ends: the whole model's unit keeps it.
         shard(model.embedding, mesh.dense_shards, policy, reshard)
@@ -34,20 +36,11 @@ def apply_data_parallelism(model: LanguageModel, mesh: Mesh, dtype: torch.dtype,
              sizes.dp_replicate, sizes.dp_shard * sizes.cp, sizes.expert_dp, str(dtype).removeprefix("torch."))
 
 
-def _shard_experts(layer: nn.Module, mesh: Mesh, policy: MixedPrecisionPolicy, reshard: bool) -> None:
-    placement = expert_placement(mesh.expert_dp.size())
-    for module in layer.modules():
-        if isinstance(module, MixtureOfExperts):
-            shard(module.experts, mesh.expert_shards, policy, reshard, placement)
-
-
-def _shard_float32_parts(layer: nn.Module, mesh: Mesh, policy: MixedPrecisionPolicy) -> None:
+def _shard_float32_parts(layer: nn.Module, mesh: Mesh) -> None:
     """Modules that say `keep_float32` get their weights as they are, also when the rest is computed in bfloat16.
 
     They are small and may hand their weights on from their forward: gathered once, kept until the backward is over.
     """
-    if policy.param_dtype is None:
-        return
     for module in layer.modules():
         if getattr(module, "keep_float32", False):
             shard(module, mesh.dense_shards, precision(torch.float32), False)

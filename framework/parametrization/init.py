@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def initialize(model: nn.Module, settings: "Init", seed: int) -> None:
-    """Fill every parameter of a model in place, plain tensors and DTensors of any sharding alike.
+    """Fill every parameter of a model in place, plain tensors and DTensors of any sharding alike; buffers start at 0.
 
     model: has `num_residual_branches`. Rules for a matrix that sums over fan_in values:
     truncated_normal: std sqrt(scale / fan_in) (https://arxiv.org/abs/2101.03961), cut at +-2 * scale;
@@ -36,6 +36,8 @@ def initialize(model: nn.Module, settings: "Init", seed: int) -> None:
         factor = residual_factor if declaration.writes_residual else 1.0
         std, cut = _spread(settings, declaration.fan_in, factor)
         _fill(module._parameters[local_name], declaration, std, cut, _first_seed(seed, name))
+    for buffer in model.buffers():
+        buffer.zero_()
 
 
 def _spread(settings: "Init", fan_in: int, factor: float) -> tuple[float, float]:

@@ -66,7 +66,8 @@ def _batch_sizes(data: Data) -> Iterable[tuple[int, str]]:
 def _check_batch(size: int, key: str, data: Data, parallel: Parallel) -> None:
     ranks = parallel.dp_replicate * parallel.dp_shard
     if size % ranks:
-        raise RecipeError(key, f"{size} sequences do not divide over {ranks} data-parallel ranks "
+        axes = tuple(f"parallel.{axis}" for axis in ("dp_replicate", "dp_shard") if getattr(parallel, axis) > 1)
+        raise RecipeError((key, *axes), f"{size} sequences do not divide over {ranks} data-parallel ranks "
                           f"(dp_replicate * dp_shard); allowed: a multiple of {ranks}")
     share, micro = size // ranks, data.micro_batch_size
     if micro and share % micro:

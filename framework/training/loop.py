@@ -39,7 +39,7 @@ class Loop:
         with StopRequest() as request:
             for step in range(first_step, num_steps + 1):
                 self._each("begin", step)
-                result = self.trainer.step(step, request.number)
+                result = self.trainer.step(step, request)
                 stopped = result.stop_signal if step < num_steps else 0
                 self._report(step, result)
                 if self._evaluates_after(step):

@@ -50,6 +50,8 @@ def build_model(loaded: Loaded, mesh: Mesh, device: torch.device) -> LanguageMod
         model = build_language_model(loaded.architecture)
     model = parallelize(model, mesh, dtype=getattr(torch, training.dtype), compile=training.compile)
     model.to_empty(device=device)
+    for buffer in model.buffers():  # selection biases, which start at zero
+        buffer.zero_()
     initialize(model, loaded.recipe.parametrization.init, training.seed)
     return model
 

@@ -18,7 +18,7 @@ from framework.model import Context
 from framework.optim import set_learning_rates
 from framework.training.evaluation import document_context
 from framework.training.shares import micro_batches
-from framework.training.signals import STOP_SIGNALS
+from framework.training.signals import STOP_SIGNALS, StopRequest
 from framework.training.statistics import ExpertStatistics, ExpertUse
 from parallel import clip_gradients, first_nonfinite_gradient, gradient_norm, set_gradient_sync
 from parallel.collectives import all_sum
@@ -73,16 +73,17 @@ class Trainer:
         self.progress = Progress()
         self.statistics = ExpertStatistics(model)
 
-    def step(self, step: int, stop_signal: int = 0) -> StepResult:
+    def step(self, step: int, request: StopRequest) -> StepResult:
         """Train on the batch of a step (1..num_steps). The update is skipped where loss or gradient is not finite.
 
-        stop_signal: the signal that this rank got, or 0. Raises TrainingFailure after too many skipped steps in a row.
+        request: of this rank; what any rank was asked is told to all. Raises TrainingFailure after too many skipped
+        steps in a row.
         """
         begin = time.perf_counter()
         lr = set_learning_rates(self.optimizer, self.recipe.optim, step, self.budget.num_steps)
         loss_share = self._forward_backward(step)
         grad_norm = gradient_norm(self.model.parameters(), self.mesh)
-        loss, number, experts = self._sum_over_ranks(loss_share, stop_signal)
+        loss, number, experts = self._sum_over_ranks(loss_share, request.number)
         skipped = not (torch.isfinite(grad_norm) and torch.isfinite(loss))
         if skipped:
             self._skip(step)

@@ -14,7 +14,9 @@ Router = Literal["softmax_topk", "topk_softmax", "sigmoid", "expert_choice"]
 
 
 def _qk_norm(value: Any) -> Any:
-    return {True: "head", False: "none", None: "none"}.get(value, value) if not isinstance(value, str) else value
+    if value is True:
+        return "head"
+    return "none" if value is False or value is None else value
 
 
 class RopeScaling(Section):
@@ -47,7 +49,7 @@ class FFN(Section):
     """`-`: dense feed-forward; also the reference FFN that experts are a fraction of."""
 
     d_ff: PositiveInt | None = Field(None, description="None: multiplier * d_model")
-    multiplier: PositiveFloat | None = Field(None, description="d_ff / d_model; None: 4, unless d_ff is given")
+    multiplier: PositiveFloat | None = Field(None, le=1e6, description="d_ff / d_model; None: 4, unless d_ff is given")
     activation: Activation = "swiglu"
 
 
@@ -92,7 +94,7 @@ class Mamba(Section):
 
     d_state: PositiveInt | None = Field(None, description="None: 16 for Mamba-1, 128 for Mamba-2")
     d_conv: int = Field(4, ge=1, le=8)
-    expand: PositiveFloat = Field(2.0, description="d_inner / d_model")
+    expand: PositiveFloat = Field(2.0, le=1e6, description="d_inner / d_model")
     head_dim: PositiveInt = Field(64, description="Mamba-2: width of a head")
     num_groups: PositiveInt = Field(1, description="Mamba-2: groups of heads that share B and C")
     chunk_size: PositiveInt = Field(64, description="tokens of one chunk of the scan; changes speed only")

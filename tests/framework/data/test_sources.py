@@ -57,7 +57,8 @@ def test_json_lines(tmp_path, suffix, compress, monkeypatch):
 def test_parquet(tmp_path, monkeypatch):
     monkeypatch.setattr("framework.data.sources.UNIT_BYTES", 30)
     monkeypatch.setattr("framework.data.tables.BATCH_ROWS", 3)
-    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS, "id": range(7)}), tmp_path / "a.parquet", row_group_size=4)
+    table = pyarrow.table({"text": TEXTS, "id": range(7)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=4)
     assert texts(tmp_path / "a.parquet") == TEXTS
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "b.parquet")
     assert texts(tmp_path / "b.parquet") == []

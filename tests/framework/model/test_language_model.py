@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from framework.errors import UserError
 from framework.model import Context, generate
 from framework.model.generate import generate_batch, sample
 
@@ -20,6 +21,10 @@ KINDS = {
     "transformer": dict(pattern="(*-)x2", tie_embeddings=True),
     "parallel": dict(pattern="[*-]x2", norm="layernorm", multipliers=dict(residual=0.5, logits=2.0, embedding=3.0)),
     "moe": dict(pattern="*E"),
+    "moe_sigmoid_shared": dict(pattern="*E", moe=dict(
+        num_experts=4, top_k=2, d_expert=12, router="sigmoid", selection_bias_rate=0.1, num_shared_experts=2,
+        shared_expert_router=True, output_norm=True, capacity_factor=1.0,
+    )),
     "mamba1": dict(pattern="m"),
     "mamba2": dict(pattern="M"),
     "hybrid": dict(pattern="[mE]*ME-"),
@@ -120,6 +125,16 @@ def test_generation_stops_and_repeats_itself(random_model):
 def test_generation_refuses_training_mode(random_model):
     with pytest.raises(AssertionError, match="eval"):
         next(generate(random_model(pattern="-", **SMALL), [1], 1))
+
+
+@pytest.mark.parametrize("wrong", [
+    dict(prompt_ids=[]), dict(max_new_tokens=-1), dict(temperature=-1.0), dict(temperature=float("nan")), dict(top_k=0),
+    dict(top_p=0.0), dict(top_p=1.5),
+])
+def test_options_out_of_range(random_model, wrong):
+    model = random_model(pattern="-", **SMALL).eval()
+    with pytest.raises(UserError, match="allowed"):
+        list(generate(model, **({"prompt_ids": [1], "max_new_tokens": 1} | wrong)))
 
 
 def test_sampling_follows_the_probabilities():

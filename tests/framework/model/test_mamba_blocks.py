@@ -157,6 +157,14 @@ def test_chunk_size_changes_nothing(kind):
         torch.testing.assert_close(result, results[0], rtol=0, atol=1e-13)
 
 
+@all_kinds
+def test_dynamics_are_float32_under_bfloat16(kind):
+    dynamics = make(kind, torch.float32).dynamics
+    assert dynamics.keep_float32
+    dt = torch.randn(3, dynamics.D.numel(), generator=torch.Generator().manual_seed(0)).bfloat16()
+    torch.testing.assert_close(dynamics(dt), dynamics(dt.float()), rtol=0, atol=0)
+
+
 def test_gated_norm_keeps_its_group_size_with_fewer_channels():
     """Half of the channels, as a rank of two holds them, are normalised as in the whole."""
     norm, half = GatedRMSNorm(16, 4, 1e-5), GatedRMSNorm(8, 4, 1e-5)

@@ -58,7 +58,8 @@ class Run:
 
 
 def build(fields: dict, dtype: torch.dtype = torch.float64) -> LanguageModel:
-    model = build_language_model(architecture(Model(d_model=16, vocab_size=VOCAB, attention=dict(num_heads=2), **fields)))
+    sizes = dict(d_model=16, vocab_size=VOCAB, attention=dict(num_heads=2))
+    model = build_language_model(architecture(Model(**sizes, **fields)))
     initialize(model, Init(), seed=0)
     return model.to(dtype)
 
@@ -216,13 +217,44 @@ def test_keeping_gathered_weights_changes_nothing(ranks, one_rank):
     check(ranks, one_rank, "ep2", "mamba", torch.float64, 1e-11, reshard=False)
 
 
-def both_on_one_rank(fields: dict, dtype: torch.dtype) -> tuple[Run, Run]:
-    return on_layout(MeshSizes(), fields, dtype, 1, True), on_one_rank(fields, dtype)
+def first_gradients(fields: dict, dtype: torch.dtype) -> tuple[tuple, tuple]:
+    """Loss and gradients of one backward, parallelized on one rank and plain, in the same process."""
+    results = []
+    for model in (parallelize(build(fields, dtype), Mesh(MeshSizes(), "cpu"), dtype=dtype), build(fields, dtype)):
+        results.append((accumulate(model, 0, 0, 1, 2), tensors(model)[0]))
+    return tuple(results)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_on_one_rank_nothing_changes_at_all(ranks, name):
-    """Bit for bit, but for the clipped gradients, which PyTorch scales in another precision."""
-    got, plain = ranks.run(1, both_on_one_rank, MODELS[name], torch.float32)[0]
-    assert got.losses[0] == plain.losses[0]
-    assert got.norms[0] == pytest.approx(plain.norms[0], rel=1e-6)
+def test_on_one_rank_every_bit_is_that_of_the_plain_model(ranks, name):
+    (loss, gradients), (plain_loss, plain_gradients) = ranks.run(1, first_gradients, MODELS[name], torch.float32)[0]
+    assert torch.equal(loss, plain_loss)
+    for parameter, gradient in plain_gradients.items():
+        assert torch.equal(gradients[parameter], gradient), parameter
+
+
+def route_all_to(experts: list[int], sizes: MeshSizes | None) -> dict[str, Tensor] | None:
+    """Gradients of a model whose tokens all go to the given experts; sizes None: of the plain model."""
+    fields = MODELS["loss_free"]
+    model = build(fields)
+    for moe in (module for module in model.modules() if isinstance(module, MixtureOfExperts)):
+        moe.router.selection_bias_E[experts] = 100.0
+    if sizes is None:
+        accumulate(model, 0, 0, 1, 1)
+        return tensors(model)[0]
+    mesh = Mesh(sizes, "cpu")
+    parallelize(model, mesh, dtype=torch.float64)
+    accumulate(model, 0, mesh.batch.get_local_rank(), mesh.batch.size(), 1, set_gradient_sync)
+    gradients = tensors(model)[0]
+    return gradients if dist.get_rank() == 0 else None
+
+
+@pytest.mark.parametrize("layout", ["ep2", "ep4", "dp_shard4xep2", "ep8"])
+def test_experts_and_ranks_without_tokens_get_a_gradient_of_zeros(ranks, layout):
+    """Experts 0 and 1 get every token: whole ranks are without rows, and still take part in every exchange."""
+    sizes = LAYOUTS[layout]
+    got, expected = ranks.run(sizes.world, route_all_to, [0, 1], sizes)[0], route_all_to([0, 1], None)
+    for name, gradient in expected.items():
+        assert_near(name, got[name], gradient, 1e-11)
+        if ".experts." in name:
+            assert [expert.any().item() for expert in got[name]] == [True] * 2 + [False] * 6

@@ -105,9 +105,9 @@ def test_a_later_statement_of_a_size_replaces_the_other_way_of_saying_it(write, 
 
 
 def test_a_later_rate_replaces_explicit_counts(write):
-    text = "extends: base.yaml\nmodel: {moe: {num_experts: 6, top_k: 3, d_expert: 10}}"
-    assert moe_sizes(load_recipe(write(text))) == (6, 3, 10)
-    assert moe_sizes(load_recipe(write(text), ["model.moe.granularity=8"])) == (6, 8, 32)
+    text = "extends: base.yaml\nmodel: {moe: {num_experts: 12, top_k: 3, d_expert: 10}}"
+    assert moe_sizes(load_recipe(write(text))) == (12, 3, 10)
+    assert moe_sizes(load_recipe(write(text), ["model.moe.granularity=8"])) == (12, 8, 32)
     rates = ["model.moe.granularity=8", "model.moe.expansion_rate=2"]
     assert moe_sizes(load_recipe(write(text), rates)) == (16, 8, 32)
 
@@ -143,9 +143,11 @@ def test_every_recipe_loads_and_survives_a_dump(name, write):
 
 
 def test_dump_keeps_every_kind_of_value(write):
-    loaded = load_recipe(write(BASE), ["data.batch_ramp={1000: 4}", "optim.clip_norm=null", "optim.eps=1e-15",
-                                       "training.profile_steps=[2, 3]", "model.sublayers.W={kind: attention, window: 4}",
-                                       "data.corpus='no: 1e3'", "model.attention.rope_scaling={factor: 4.0}"])
+    loaded = load_recipe(write(BASE), [
+        "data.batch_ramp={1000: 4}", "optim.clip_norm=null", "optim.eps=1e-15", "training.profile_steps=[2, 3]",
+        "model.sublayers.W={kind: attention, window: 4}", "data.corpus='no: 1e3'",
+        "model.attention.rope_scaling={factor: 4.0}",
+    ])
     dumped = dump(loaded.recipe)
     assert load_recipe(write(dumped)).recipe == loaded.recipe
     assert yaml.safe_load(dumped)["training"]["profile_steps"] == [2, 3]

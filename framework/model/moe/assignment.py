@@ -1,0 +1,72 @@
+"""Which token goes to which expert, as the sorted list of rows that experts and dispatchers take.
+
+B batch, S sequence, T = B * S tokens, E experts, K choices per token, M routed rows, N tokens that an expert takes of
+each of R groups.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Row m sends token token_M[m] to its expert, whose output times gate_M[m] is added to that token's output.
+
+    token_M: int64. gate_M: float32, float64 where activations are. counts_E: int64, rows of each expert; rows are
+    sorted by expert. A token may have any number of rows, none too.
+    """
+
+    token_M: Tensor
+    gate_M: Tensor
+    counts_E: Tensor
+
+
+def assign_choices(index_BSK: Tensor, gate_BSK: Tensor, num_experts: int, kept_BSK: Tensor | None = None) -> Assignment:
+    """Tokens chose experts (int64). Choices that are not kept (bool) get no row; None: all are."""
+    top_k = index_BSK.shape[-1]
+    index_M, gate_M = index_BSK.flatten(), gate_BSK.flatten()
+    if kept_BSK is None:
+        choice_M = index_M.argsort(stable=True)
+    else:
+        choice_M = kept_BSK.flatten().nonzero()[:, 0]
+        choice_M = choice_M[index_M[choice_M].argsort(stable=True)]
+        index_M = index_M[choice_M]
+    counts_E = torch.bincount(index_M, minlength=num_experts)
+    return Assignment(choice_M // top_k, gate_M.index_select(0, choice_M), counts_E)
+
+
+def assign_chosen(token_RNE: Tensor, gate_RNE: Tensor) -> Assignment:
+    """Experts chose tokens (int64, numbered as in [T])."""
+    num_groups, num_tokens, num_experts = token_RNE.shape
+    counts_E = token_RNE.new_full((num_experts,), num_groups * num_tokens)
+    return Assignment(token_RNE.permute(2, 0, 1).flatten(), gate_RNE.permute(2, 0, 1).flatten(), counts_E)
+
+
+def rows_per_expert(index_BSK: Tensor, num_experts: int) -> Tensor:
+    """How often each expert was chosen in each sequence: int64 [B, E]."""
+    return torch.bincount(_queue(index_BSK, num_experts).flatten(), minlength=len(index_BSK) * num_experts).view(
+        -1, num_experts
+    )
+
+
+def within_capacity(index_BSK: Tensor, num_experts: int, capacity: int) -> Tensor:
+    """bool [B, S, K]: whether a choice is among the first `capacity` of its sequence for its expert.
+
+    All first choices come before all second ones; among equals the earlier position comes first.
+    """
+    queue_BKS = _queue(index_BSK, num_experts).transpose(1, 2)
+    queue_M = queue_BKS.flatten()
+    order_M = queue_M.argsort(stable=True)
+    lengths = torch.bincount(queue_M, minlength=len(index_BSK) * num_experts)
+    starts = lengths.cumsum(0) - lengths
+    place_M = torch.empty_like(queue_M)
+    place_M[order_M] = torch.arange(len(queue_M), device=queue_M.device) - starts[queue_M[order_M]]
+    return (place_M < capacity).view_as(queue_BKS).transpose(1, 2)
+
+
+def _queue(index_BSK: Tensor, num_experts: int) -> Tensor:
+    """One number for each pair of sequence and expert."""
+    sequence_B = torch.arange(len(index_BSK), device=index_BSK.device)
+    return sequence_B[:, None, None] * num_experts + index_BSK

@@ -1,0 +1,27 @@
+"""How tokens reach the experts: the interface, and the body for experts that are all here."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from framework.model.moe.assignment import Assignment
+
+ExpertFunction = Callable[[Tensor, Assignment], Tensor]
+
+
+class Dispatcher(Protocol):
+    """Carries rows to their experts and the outputs back."""
+
+    def __call__(self, x_TD: Tensor, assignment: Assignment, experts: ExpertFunction) -> Tensor:
+        """y_TD in the dtype of x_TD: per token, the sum of its experts' outputs times their gates.
+
+        experts maps tokens and an assignment of them to the experts of this rank to such a sum.
+        """
+
+
+class LocalDispatcher:
+    """All experts are here."""
+
+    def __call__(self, x_TD: Tensor, assignment: Assignment, experts: ExpertFunction) -> Tensor:
+        return experts(x_TD, assignment)

@@ -1,0 +1,165 @@
+"""What `parallelize` makes of a model: precision, initial values from the meta device, refusals, its log."""
+
+import logging
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from framework.model import Context, LanguageModel, build_language_model
+from framework.parallelize import parallelize
+from framework.parametrization import initialize
+from framework.recipe.architecture import architecture
+from framework.recipe.schema import Init, Model
+from parallel import Mesh, MeshSizes
+from parallel.collectives import all_sum
+
+FIELDS = dict(
+    pattern="*ME", d_model=16, vocab_size=40, attention=dict(num_heads=2), mamba=dict(head_dim=8, d_state=4),
+    moe=dict(num_experts=4, top_k=2, d_expert=8, load_balance_weight=0.1, num_shared_experts=1),
+)
+LAYOUTS = {
+    "one": MeshSizes(), "dp_shard2": MeshSizes(dp_shard=2), "ep2": MeshSizes(dp_shard=2, ep=2),
+    "hsdp2x2xep2": MeshSizes(dp_replicate=2, dp_shard=2, ep=2), "dp_shard4": MeshSizes(dp_shard=4),
+}
+
+
+def build(**fields) -> LanguageModel:
+    return build_language_model(architecture(Model(**FIELDS | fields)))
+
+
+def loss_of(model: nn.Module, mesh: Mesh) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    tokens_BS = torch.randint(0, 40, (8, 13), generator=generator)
+    tokens_BS = tokens_BS.chunk(mesh.batch.size())[mesh.batch.get_local_rank()]
+    return model(tokens_BS[:, :-1], Context(num_sequences=8), tokens_BS[:, 1:]) / (8 * 12)
+
+
+def watch_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
+    """Filled by a forward: in which dtype each module sees its own weights, and the dtype of its output."""
+    seen = {}
+    for name, module in model.named_modules():
+        own = [local for local, _ in module.named_parameters(recurse=False)]
+        if own:
+            module.register_forward_pre_hook(
+                lambda module, inputs, name=name, own=own: seen.update({name: getattr(module, own[0]).dtype})
+            )
+    return seen
+
+
+def train_in(sizes: MeshSizes, dtype: torch.dtype) -> tuple[float, dict[str, Tensor], dict[str, torch.dtype]]:
+    mesh, model = Mesh(sizes, "cpu"), build()
+    initialize(model, Init(), seed=0)
+    parallelize(model, mesh, dtype=dtype)
+    seen = watch_dtypes(model)
+    loss = loss_of(model, mesh)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == parameter.grad.dtype == torch.float32, name
+        assert isinstance(parameter, DTensor), name
+    total = all_sum(loss, mesh.loss.get_group()).item()
+    return total, {name: p.grad.full_tensor() for name, p in model.named_parameters()}, seen
+
+
+@pytest.mark.parametrize("layout", ["one", "ep2", "hsdp2x2xep2"])
+def test_bfloat16_is_near_float32_and_spares_what_says_so(ranks, layout):
+    sizes = LAYOUTS[layout]
+    exact, gradients, _ = ranks.run(1, train_in, MeshSizes(), torch.float32)[0]
+    loss, got, seen = ranks.run(sizes.world, train_in, sizes, torch.bfloat16)[0]
+    assert loss == pytest.approx(exact, rel=0.02)
+    for name, gradient in gradients.items():
+        cosine = torch.cosine_similarity(got[name].flatten(), gradient.flatten(), dim=0)
+        assert cosine > 0.97, f"{name}: {cosine}"
+    kept = {name for name, dtype in seen.items() if dtype == torch.float32}
+    wanted = {"layers.1.block.dynamics", "layers.2.block.router"}
+    # Experts that no data-parallel rank shares are cast by their kernel.
+    assert kept - {"layers.2.block.experts"} == wanted
+
+
+def start_from_meta(sizes: MeshSizes, tied: bool) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        model = build(tie_embeddings=tied)
+    parallelize(model, Mesh(sizes, "cpu"))
+    model.to_empty(device="cpu")
+    initialize(model, Init(), seed=3)
+    assert (model.embedding.weight is model.unembedding.weight) == tied
+    return {name: parameter.full_tensor() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_layout_starts_from_the_same_values(ranks, layout, tied):
+    plain = build(tie_embeddings=tied)
+    initialize(plain, Init(), seed=3)
+    for got in ranks.run(LAYOUTS[layout].world, start_from_meta, LAYOUTS[layout], tied):
+        assert got.keys() == dict(plain.named_parameters()).keys()
+        for name, parameter in plain.named_parameters():
+            assert torch.equal(got[name], parameter), name
+
+
+def refusal(sizes: MeshSizes, fields: dict) -> str:
+    mesh = Mesh(sizes, "cpu")
+    with pytest.raises(ValueError) as error:
+        parallelize(build(**fields), mesh)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("axis", ["tp", "cp", "pp"])
+def test_axes_that_do_not_stand_yet_are_refused(ranks, axis):
+    assert ranks.run(2, refusal, MeshSizes(**{axis: 2}), {})[0].startswith(f"{axis}=2: ")
+
+
+def test_experts_that_do_not_divide_are_refused(ranks):
+    moe = FIELDS["moe"] | dict(num_experts=3)
+    assert ranks.run(2, refusal, MeshSizes(dp_shard=2, ep=2), dict(moe=moe))[0] == "ep=2 must divide the 3 experts"
+
+
+def log_lines() -> list[str]:
+    lines, handler = [], logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("framework.parallelize")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    parallelize(build(), Mesh(MeshSizes(dp_shard=2, ep=2), "cpu"), dtype=torch.bfloat16)
+    logger.removeHandler(handler)
+    return lines
+
+
+def test_one_line_of_log_for_each_axis(ranks):
+    assert ranks.run(2, log_lines)[0] == [
+        "expert parallel: 1 MoE blocks over 2 ranks",
+        "data parallel: 1 replicas of 2 shards, experts 1 shards, bfloat16",
+    ]
+
+
+def compiled_blocks() -> list[str]:
+    model = parallelize(build(pattern="*-E"), Mesh(MeshSizes(), "cpu"), compile=True)
+    return [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
+
+
+def test_dense_blocks_are_what_is_compiled(ranks):
+    """Of a MoE block, the shared experts: a dense feed-forward block."""
+    assert ranks.run(1, compiled_blocks)[0] == ["layers.0.block", "layers.1.block", "layers.2.block.shared"]
+
+
+def evaluate(sizes: MeshSizes) -> tuple[float, float]:
+    """The loss without and with gradients: evaluation must leave training as it was."""
+    mesh, model = Mesh(sizes, "cpu"), build()
+    initialize(model, Init(), seed=0)
+    parallelize(model, mesh)
+    before = loss_of(model, mesh).detach()
+    with torch.no_grad():
+        model.eval()
+        evaluated = loss_of(model, mesh)
+    model.train()
+    after = loss_of(model, mesh)
+    after.backward()
+    assert torch.equal(before, after)
+    return all_sum(evaluated, dist.group.WORLD).item()
+
+
+def test_evaluation_equals_one_rank(ranks):
+    one = ranks.run(1, evaluate, MeshSizes())[0]
+    assert ranks.run(4, evaluate, LAYOUTS["hsdp2x2xep2"])[0] == pytest.approx(one, rel=1e-6)

@@ -1,0 +1,288 @@
+"""Whole runs on the pool's ranks: layouts, kills, resumes, stops, bad gradients, against undisturbed ones."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+RECIPE = {
+    "model": {"pattern": "(*E)x2", "d_model": 32, "vocab_size": 384, "attention": {"num_heads": 2},
+              "ffn": {"multiplier": 2},
+              "moe": {"expansion_rate": 4, "granularity": 2, "load_balance_weight": 0.01, "z_loss_weight": 0.001}},
+    "data": {"corpus": "corpus", "seq_len": 16, "batch_size": 8, "validation_fraction": 0.2},
+    "optim": {"lr": 1e-2, "warmup_steps": 2, "relative_lr": {"router": {"start": 0.5, "end": 2.0}}},
+    "training": {"steps": 8, "eval_every": 4}, "checkpoint": {"every": 2},
+}
+
+
+def write_recipe(folder: Path) -> Path:
+    """A corpus of text files and a recipe for it; returns the recipe's file."""
+    (folder / "corpus").mkdir()
+    text = Path(torch.__file__).with_name("functional.py").read_text()
+    for number in range(20):
+        (folder / "corpus" / f"{number}.txt").write_text(text[3000 * number : 3000 * (number + 1)])
+    recipe = RECIPE | {"data": RECIPE["data"] | {"corpus": str(folder / "corpus")}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+def train_on_rank(recipe: Path, path: Path, overrides: list[str], resume: bool = False, before=None) -> int:
+    """What `upmix train` does on a rank that has joined; `before` is a change to make first: (function, *args)."""
+    from framework.recipe import load_recipe
+    from framework.training import train
+
+    os.environ["UPMIX_DATA"] = str(recipe.parent / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        if before is not None:
+            before[0](patch, *before[1:])
+        return train(load_recipe(str(recipe), overrides), path, resume, torch.device("cpu"))
+
+
+def rows(path: Path, kind: str = "train") -> list[dict]:
+    """Rows of a kind, without what a clock or the machine decides."""
+    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    measured = ("tokens_per_second", "model_flops_per_second", "memory_bytes")
+    return [{name: value for name, value in row.items() if name not in measured} for row in found
+            if row["kind"] == kind]
+
+
+def state(path: Path, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, whole."""
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    from framework.training.checkpoint.safe_reader import SafeReader
+
+    tensors: dict[str, torch.Tensor] = {}
+    reader = SafeReader(path / "checkpoints" / f"step_{step}" / "state")
+    _load_state_dict(tensors, reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return tensors
+
+
+def die_at(patch, module: str, name: str, call: int, rank: int = 0) -> None:
+    """SIGKILL the rank when a function is called for the `call`-th time."""
+    import importlib
+
+    owner = importlib.import_module(module)
+    *path, name = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original, calls = getattr(owner, name), [0]
+
+    def counted(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == call and torch.distributed.get_rank() == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    patch.setattr(owner, name, counted)
+
+
+def signal_at(patch, step: int, rank: int, number: int) -> None:
+    """A stop signal for one rank, as its step begins."""
+    from framework.training.trainer import Trainer
+
+    original = Trainer._forward_backward
+
+    def signalled(self, current):
+        if current == step and torch.distributed.get_rank() == rank:
+            os.kill(os.getpid(), number)
+        return original(self, current)
+
+    patch.setattr(Trainer, "_forward_backward", signalled)
+
+
+def poison(patch, steps: list[int], name: str, rank: int) -> None:
+    """A NaN in one gradient on one rank in some steps."""
+    from framework.training.trainer import Trainer
+
+    original = Trainer._forward_backward
+
+    def poisoned(self, current):
+        loss = original(self, current)
+        if current in steps and torch.distributed.get_rank() == rank:
+            self.model.get_parameter(name).grad.to_local().view(-1)[0] = float("nan")
+        return loss
+
+    patch.setattr(Trainer, "_forward_backward", poisoned)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The recipe's file; its corpus is prepared by the first run."""
+    return write_recipe(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def whole(ranks, recipe):
+    """Undisturbed runs by layout, each made once."""
+    made = {}
+
+    def make(*overrides: str) -> Path:
+        if overrides not in made:
+            made[overrides] = recipe.parent / "whole" / str(len(made))
+            run(ranks, recipe, made[overrides], *overrides)
+        return made[overrides]
+
+    return make
+
+
+def run(ranks, recipe, path, *overrides, **options) -> int:
+    """Train on as many ranks as the overrides' dp_shard asks for; the exit code, which all ranks agree on."""
+    degrees = [int(each.split("=")[1]) for each in overrides if each.startswith("parallel.dp_")]
+    code, = set(ranks.run(math.prod(degrees), train_on_rank, recipe, path, list(overrides), *options.values()))
+    return code
+
+
+TWO = ("parallel.dp_shard=2", "parallel.ep=2")
+LAYOUTS = {
+    "two data-parallel ranks": ("parallel.dp_shard=2",), "two expert-parallel ranks": TWO,
+    "two replicas": ("parallel.dp_replicate=2",), "micro-batches": ("data.micro_batch_size=2",),
+    "micro-batches on two ranks": (*TWO, "data.micro_batch_size=1"),
+}
+
+
+def assert_same(path: Path, reference: Path, last_step: int = 8) -> None:
+    """Bit-identical weights, optimizer state, losses, gradient norms and learning rates."""
+    for kind in ("train", "eval", "experts"):
+        assert rows(path, kind) == rows(reference, kind)
+    ours, theirs = state(path, last_step), state(reference, last_step)
+    assert ours.keys() == theirs.keys() and len(ours) > 20
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_run_folder_is_complete(whole):
+    path = whole()
+    assert {each.name for each in path.iterdir()} >= {
+        "recipe.yaml", "origins.json", "metrics.jsonl", "tensorboard", "checkpoints", "loss.png", "log", "code", "DONE",
+        "tokenizer.model"}
+    assert [row["step"] for row in rows(path)] == list(range(1, 9))
+    assert [row["tokens"] for row in rows(path)] == [128 * step for step in range(1, 9)]
+    assert [row["step"] for row in rows(path, "eval")] == [4, 8]
+    assert not (path / "stacks").exists()
+    losses = [row["loss"] for row in rows(path)]
+    assert losses[-1] < losses[0] - 0.5 and abs(losses[0] - math.log(384)) < 1
+    assert all(0 < row["z_loss"] < 0.1 and row["expert_load_max"] >= 1 >= row["expert_load_min"] for row in rows(path))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_one_ranks_run(whole, layout):
+    for kind in ("train", "eval"):
+        for ours, theirs in zip(rows(whole(*LAYOUTS[layout]), kind), rows(whole(), kind), strict=True):
+            assert ours.pop("kind") == theirs.pop("kind")
+            assert ours == pytest.approx(theirs, rel=2e-4)
+
+
+KILLS = {
+    "before the first checkpoint": ("framework.training.trainer", "Trainer._update", 2, 0),
+    "in a step": ("framework.training.trainer", "Trainer._update", 6, 1),
+    "in the middle of a save": ("framework.training.checkpoint.checkpointer", "file_facts", 4, 0),
+    "after the last save": ("framework.report", "draw_losses", 1, 0),
+}
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(ranks, recipe, whole, tmp_path, moment):
+    from parallel.pool import RankError
+
+    overrides = (*TWO, "checkpoint.keep_last=2")
+    with pytest.raises(RankError, match="without a word|Connection|peer"):
+        run(ranks, recipe, tmp_path / "cut", *overrides, resume=False, before=(die_at, *KILLS[moment]))
+    assert not (tmp_path / "cut" / "DONE").exists()
+    assert run(ranks, recipe, tmp_path / "cut", *overrides, resume=True) == 0
+    assert_same(tmp_path / "cut", whole(*TWO))
+
+
+def test_a_resume_on_another_layout_goes_on_alike(ranks, recipe, whole, tmp_path):
+    shutil.copytree(whole(*TWO), tmp_path / "moved")
+    (tmp_path / "moved" / "DONE").unlink()
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "moved" / "checkpoints" / f"step_{step}")
+    assert run(ranks, recipe, tmp_path / "moved", "data.micro_batch_size=4", resume=True) == 0
+    for ours, theirs in zip(rows(tmp_path / "moved"), rows(whole(*TWO)), strict=True):
+        assert ours.pop("kind") == theirs.pop("kind")
+        assert ours == (pytest.approx(theirs, rel=2e-4) if ours["step"] > 4 else theirs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_signal_to_one_rank_ends_all_with_a_checkpoint(ranks, recipe, whole, tmp_path, number):
+    path = tmp_path / "stopped"
+    assert run(ranks, recipe, path, *TWO, resume=False, before=(signal_at, 3, 1, number)) == 128 + number
+    assert [row["step"] for row in rows(path)] == [1, 2, 3]
+    assert (path / "checkpoints" / "step_3" / "manifest.json").exists() and not (path / "DONE").exists()
+    assert run(ranks, recipe, path, *TWO, resume=True) == 0
+    assert_same(path, whole(*TWO))
+
+
+BAD = "layers.1.block.experts.up"
+
+
+def test_a_step_with_a_bad_gradient_is_skipped_and_counted(ranks, recipe, whole, tmp_path):
+    path = tmp_path / "poisoned"
+    assert run(ranks, recipe, path, *TWO, "checkpoint.every=1", resume=False, before=(poison, [3, 5], BAD, 1)) == 0
+    assert [row["skipped_steps"] for row in rows(path)] == [0, 0, 1, 1, 2, 2, 2, 2]
+    assert [row["grad_norm"] is None for row in rows(path)] == [step in (3, 5) for step in range(1, 9)]
+    before, after = state(path, 2), state(path, 3)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert f"step 3: the gradient of {BAD} is not finite" in (path / "log").read_text()
+    assert all(math.isfinite(row["loss"]) for row in rows(path))
+
+
+def test_too_many_bad_steps_in_a_row_stop_it(ranks, recipe, tmp_path):
+    from parallel.pool import RankError
+
+    with pytest.raises(RankError, match=f"TrainingFailure: 2 steps in a row up to step 6 .* the gradient of {BAD}"):
+        run(ranks, recipe, tmp_path / "a", *TWO, "training.max_bad_steps=2", resume=False,
+            before=(poison, [3, 5, 6], BAD, 0))
+
+
+def test_bfloat16_is_near_float32_and_keeps_float32_weights(whole):
+    path = whole(*TWO, "training.dtype=bfloat16")
+    for ours, theirs in zip(rows(path), rows(whole()), strict=True):
+        assert ours["loss"] != theirs["loss"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
+    assert {tensor.dtype for tensor in state(path, 8).values()} == {torch.float32}
+
+
+def test_loss_free_balancing_moves_its_biases_alike_on_every_layout(whole):
+    change = ("model.moe.router=sigmoid", "model.moe.selection_bias_rate=0.01", "model.moe.load_balance_weight=0")
+    biases = [{name: tensor for name, tensor in state(whole(*layout, *change), 8).items() if "selection_bias" in name}
+              for layout in ((), TWO)]
+    assert len(biases[0]) == 2
+    for name, bias_E in biases[0].items():
+        assert bias_E.abs().max() > 0.009 and torch.allclose(bias_E, biases[1][name])
+
+
+def test_isolated_documents_and_a_batch_ramp(whole):
+    path = whole("data.isolate_documents=true", "data.batch_ramp={256: 4}")
+    assert [row["batch_size"] for row in rows(path)] == [4] * 4 + [8] * 4
+    assert [row["tokens"] for row in rows(path)][-1] == 4 * 64 + 4 * 128
+    assert all(math.isfinite(row["loss"]) for row in rows(path) + []) and rows(path, "eval")[-1]["val_loss"] > 0
+
+
+def test_a_run_read_back_evaluates_as_it_did(whole, monkeypatch, recipe):
+    from framework.data import open_data
+    from framework.training import evaluate, load_run
+
+    monkeypatch.setenv("UPMIX_DATA", str(recipe.parent / "data"))
+    for step, row in zip((4, 8), rows(whole(*TWO), "eval"), strict=True):
+        found = load_run(whole(*TWO), step)
+        settings = found.loaded.recipe
+        data = open_data(settings.data, settings.model.vocab_size, settings.training.seed, progress=False)
+        measured = evaluate(found.model, data.validation, 3, False, torch.device("cpu"))
+        assert measured.val_loss == pytest.approx(row["val_loss"], rel=1e-6)
+        assert measured.val_bits_per_byte == pytest.approx(row["val_bits_per_byte"], rel=1e-6)
+        assert found.tokenizer.decode(found.tokenizer.encode("def f(x):\n")) == "def f(x):\n"
+
+
+def test_a_wrong_number_of_ranks_is_one_line(ranks, recipe, tmp_path):
+    from parallel.pool import RankError
+
+    with pytest.raises(RankError, match="UserError: 1 ranks were started, but the recipe's layout needs 2"):
+        ranks.run(1, train_on_rank, recipe, tmp_path / "a", [*TWO])

@@ -1,0 +1,95 @@
+"""Norm, clipping and finiteness of a gradient whose tensors lie on two meshes."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.tensor import Shard
+
+from parallel import Mesh, MeshSizes, clip_gradients, first_nonfinite_gradient, gradient_norm
+from parallel.fsdp import expert_placement, precision, shard
+from parallel.local_view import shard_parameters
+
+LAYOUTS = [
+    MeshSizes(), MeshSizes(dp_shard=2), MeshSizes(dp_replicate=2), MeshSizes(dp_shard=2, ep=2),
+    MeshSizes(dp_replicate=2, dp_shard=2, ep=2), MeshSizes(dp_shard=4, ep=2), MeshSizes(dp_shard=4),
+]
+
+
+class Model(nn.Module):
+    """A dense part of an odd size, and a stack of two experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(3, 5)
+        self.experts = nn.Module()
+        self.experts.up = nn.Parameter(torch.ones(2, 4, 3))
+
+
+def gradients() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(p.shape, generator=generator) for name, p in Model().named_parameters()}
+
+
+def make(sizes: MeshSizes) -> tuple[Model, Mesh]:
+    """The model sharded as a language model is, with the whole gradients above, each rank holding its part."""
+    mesh, model = Mesh(sizes, "cpu"), Model()
+    shard_parameters(model.experts, mesh.ep, {"up": Shard(0)})
+    shard(model.experts, mesh.expert_shards, precision(torch.float32), True, expert_placement(mesh.expert_dp.size()))
+    shard(model, mesh.dense_shards, precision(torch.float32), False, apart=[model.experts])
+    for name, parameter in model.named_parameters():
+        parameter.grad = distribute_like(gradients()[name], parameter)
+    return model, mesh
+
+
+def distribute_like(whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    """The part of a whole gradient that a rank holds of a parameter, found by marking every element with its place."""
+    from torch.distributed.tensor import DTensor
+
+    places = torch.arange(whole.numel(), dtype=torch.float32).view_as(whole)
+    with torch.no_grad():
+        parameter.copy_(DTensor.from_local(places, parameter.device_mesh, run_check=False).redistribute(
+            parameter.device_mesh, parameter.placements))
+    local = whole.flatten()[parameter.to_local().long()]
+    return DTensor.from_local(local, parameter.device_mesh, parameter.placements, run_check=False,
+                              shape=whole.shape, stride=whole.stride())
+
+
+def norm_and_clipped(sizes: MeshSizes, max_norm: float) -> tuple[float, dict[str, torch.Tensor]]:
+    model, mesh = make(sizes)
+    norm = gradient_norm(model.parameters(), mesh)
+    clip_gradients(model.parameters(), max_norm, norm)
+    return norm.item(), {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS, ids=lambda s: "x".join(f"{a}{d}" for a, d in vars(s).items() if d > 1))
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_norm_and_clipping_equal_one_rank(ranks, sizes, max_norm):
+    whole = gradients()
+    norm = math.sqrt(sum(g.double().square().sum().item() for g in whole.values()))
+    for got, clipped in ranks.run(sizes.world, norm_and_clipped, sizes, max_norm):
+        assert got == pytest.approx(norm, rel=1e-6)
+        for name, gradient in whole.items():
+            torch.testing.assert_close(clipped[name], gradient * min(1.0, max_norm / norm), rtol=1e-5, atol=1e-7)
+
+
+def name_the_bad(where: str, value: float) -> tuple[str | None, bool]:
+    """Spoil the last element that the last rank to hold one holds of a parameter."""
+    model, mesh = make(MeshSizes(dp_shard=4, ep=2))
+    if where:
+        local = dict(model.named_parameters())[where].grad.to_local()
+        if local.numel() and mesh.stage.get_local_rank() >= 2:
+            local.view(-1)[-1] = value
+    return (first_nonfinite_gradient(model.named_parameters()),
+            bool(gradient_norm(model.parameters(), mesh).isfinite()))
+
+
+@pytest.mark.parametrize("where", ["dense.weight", "experts.up"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_value_on_some_ranks_is_seen_and_named_on_all(ranks, where, value):
+    assert ranks.run(4, name_the_bad, where, value) == [(where, False)] * 4
+
+
+def test_a_good_gradient_has_no_culprit(ranks):
+    assert ranks.run(4, name_the_bad, "", 0.0) == [(None, True)] * 4
