@@ -1,8 +1,8 @@
 """How a module is split over ranks. Knows torch.distributed and kernels; knows no recipe and no model class.
 
-`mesh` names the axes, `launcher` starts ranks and `world` joins them, `collectives` are the differentiable boundaries,
-`local_view` shows a forward its local shards, `dispatch` carries tokens to their experts, `fsdp` shards parameters,
-`gradients` measures and clips them, `pool` keeps ranks alive for tests.
+`mesh` names the axes, `launcher` starts ranks, which find their `place` and join the `world`, `collectives` are the
+differentiable boundaries, `local_view` shows a forward its local shards, `dispatch` carries tokens to their experts,
+`fsdp` shards parameters, `gradients` measures and clips them, `pool` keeps ranks alive for tests.
 """
 
 import importlib
@@ -11,11 +11,11 @@ _HOMES = {
     "AllToAllDispatcher": "dispatch",
     "Mesh": "mesh",
     "MeshSizes": "mesh",
-    "Place": "world",
+    "Place": "place",
     "RankPool": "pool",
     "choose_device": "world",
     "clip_gradients": "gradients",
-    "find_place": "world",
+    "find_place": "place",
     "first_nonfinite_gradient": "gradients",
     "gradient_norm": "gradients",
     "join": "world",

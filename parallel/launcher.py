@@ -1,6 +1,6 @@
 """Starting the ranks of one machine. Imports no torch, so that a command that only starts ranks does so at once.
 
-Each rank is a fresh interpreter that runs the same command and finds its place in the environment (`parallel.world`).
+Each rank is a fresh interpreter that runs the same command and finds its place in the environment (`parallel.place`).
 The ranks die with the process that started them, however it dies.
 """
 

@@ -6,7 +6,7 @@ later level replaces the other way of saying it, which then counts as not given:
 
     d_ff          <-> multiplier
     d_expert      <-> granularity
-    num_experts   <-> expansion_rate; a later granularity too replaces num_experts where there is an expansion_rate
+    num_experts   <-> expansion_rate; beside one, a later granularity or d_expert replaces num_experts too
     top_k         <-> granularity; a later top_k leaves the experts as wide as they were
 
 Two statements of one level both stay, and must agree; `derive` checks that.
@@ -34,20 +34,23 @@ def settle_moe(moe: MoE, level: Mapping[str, int], d_ff: Fraction) -> tuple[MoE,
     replaced = _later(moe, level, "num_experts", "expansion_rate")
     replaced |= _later(moe, level, "d_expert", "granularity")
     moe, _ = _without(moe, replaced)
+    width = max(("granularity", "d_expert"), key=lambda name: _level(moe, level, name))
+    if moe.expansion_rate and moe.num_experts and _level(moe, level, width) > level["num_experts"]:
+        moe, replaced["num_experts"] = moe.model_copy(update={"num_experts": None}), width
     top_k = _later(moe, level, "top_k", "granularity")
     if "granularity" in top_k and moe.d_expert is None:
-        width = d_ff / moe.granularity
-        if width.denominator > 1:
+        d_expert = d_ff / moe.granularity
+        if d_expert.denominator > 1:
             raise RecipeError("model.moe.granularity",
                               f"granularity {moe.granularity} does not divide d_ff {d_ff}; allowed: a divisor")
-        moe = moe.model_copy(update={"d_expert": int(width)})
+        moe = moe.model_copy(update={"d_expert": int(d_expert)})
         replaced["d_expert"] = "granularity"
-    moe, _ = _without(moe, top_k)
-    if moe.expansion_rate and moe.num_experts:
-        rate = max((level[name] for name in ("granularity", "d_expert") if getattr(moe, name) is not None), default=-1)
-        if rate > level["num_experts"]:
-            moe, replaced["num_experts"] = moe.model_copy(update={"num_experts": None}), "granularity"
-    return moe, replaced | top_k
+    return _without(moe, top_k)[0], replaced | top_k
+
+
+def _level(section: Section, level: Mapping[str, int], name: str) -> int:
+    """How late a field was stated; -1 where it was not."""
+    return -1 if getattr(section, name) is None else level[name]
 
 
 def _later(section: Section, level: Mapping[str, int], first: str, second: str) -> Replaced:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from parallel.launcher import _first_failure
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = "import sys; from parallel import launch; sys.exit(launch([sys.executable, *sys.argv[2:]], int(sys.argv[1])))"
 JOIN = """
@@ -135,23 +137,26 @@ def test_signals_reach_every_rank_and_their_code_comes_back(script, tmp_path, nu
     assert not any(map(alive, ranks))
 
 
-def test_ctrl_c_in_a_terminal_interrupts_each_rank_once(script, tmp_path):
-    """The terminal sends SIGINT to the whole foreground group; a rank that counted two might not save what it has."""
-    process = start(2, script("""
-        import os, signal, sys, time
-        from pathlib import Path
-        folder, rank = Path(__file__).parent, os.environ["RANK"]
-        signal.signal(signal.SIGINT, lambda *_: print("interrupt", file=open(folder / f"int{rank}", "a")))
-        (folder / f"pid{rank}").write_text(str(os.getpid()))
-        while not (folder / f"int{rank}").exists(): time.sleep(0.01)
-        time.sleep(0.3)
-        sys.exit(130)
-    """, joined=False), start_new_session=True)
-    pids(tmp_path, 2)
+def test_a_terminal_s_ctrl_c_reaches_the_starter_alone(script, tmp_path):
+    """A terminal interrupts its whole foreground group: ranks within it would get every Ctrl-C twice."""
+    process = start(2, script(WAIT_FOR_SIGNAL, joined=False), start_new_session=True)
+    ranks = pids(tmp_path, 2)
+    assert all(os.getpgid(rank) != os.getpgid(process.pid) for rank in ranks)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130
-    assert [(tmp_path / f"int{rank}").read_text() for rank in range(2)] == ["interrupt\n"] * 2
+
+
+@pytest.mark.parametrize("codes, reported, first", [
+    ([0, 0], b"", None),
+    ([1, 1], b"1\n0\n", 1),  # both raised, rank 1 before rank 0
+    ([1, -9], b"0\n", 1),  # rank 1 was killed, which rank 0 then noticed
+    ([None, 1], b"0\n1\n", 0),  # rank 0 raised first and is still leaving
+    ([0, 3], b"0\n", 1),  # rank 0 left its world by an exit that is no failure
+    ([0, 3, 4], b"", 1),
+])
+def test_which_of_several_failures_is_the_cause(codes, reported, first):
+    assert _first_failure(codes, reported) == first
 
 
 def test_a_second_interrupt_ends_ranks_that_will_not_leave(script, tmp_path):

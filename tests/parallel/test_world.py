@@ -15,7 +15,7 @@ from parallel.world import _slurm_address
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS",
-         "SLURM_LOCALID", "SLURM_STEP_ID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NODELIST")
+         "SLURM_LOCALID", "UPMIX_FAILURES", "SLURM_STEP_ID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NODELIST")
 
 
 @pytest.fixture
@@ -62,6 +62,17 @@ def test_alone_without_a_network(environment):
         dist.all_reduce(total)
         assert (total.item(), dist.get_world_size()) == (1.0, 1)
     assert not dist.is_initialized()
+
+
+def test_a_rank_that_raises_tells_its_starter_and_keeps_its_exception(environment):
+    read, write = os.pipe()
+    environment(UPMIX_FAILURES=write)
+    with pytest.raises(KeyError), join(Place(), torch.device("cpu")):
+        raise KeyError
+    os.close(write)
+    with os.fdopen(read) as reported:
+        assert reported.read() == "0\n"
+    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

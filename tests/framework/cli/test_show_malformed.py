@@ -91,6 +91,7 @@ def test_misspelt_keys(key, good, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("overrides", "said"), [
     ("model.attention.num_heads=3", "3 heads do not divide d_model 64"),
+    ("model.d_model=62", "command line: model.attention.num_heads ("),
     ("model.attention.num_kv_heads=3", "3 key-value heads do not divide 4 heads"),
     ("model.attention.rope_fraction=0.3", "an even number"),
     ("model.attention.head_dim=15", "an even number"),

@@ -15,7 +15,7 @@ def python_like(num_lines: int, start: int = 0) -> str:
     for number in range(start, start + num_lines):
         words = [WORDS[(number * 7 + place * place * 3) % len(WORDS)] for place in range(2 + number % 7)]
         end = "\t# \u00e9\u4e2d" if number % 5 == 0 else "):"
-        lines.append("    " * (number % 4) + " ".join(words) + f"_{number}({end}")
+        lines.append("\n\n" * (number % 7 == 0) + "    " * (number % 4) + " ".join(words) + f"_{number}({end}")
     return "\n".join(lines) + "\n"
 
 

@@ -61,7 +61,7 @@ def test_a_blend_takes_its_shares_and_each_part_in_its_own_order(stream_of):
     second = tokens.max(axis=1) >= 1000
     assert second.sum() == 40
     first_order, second_order = tokens[~second][:40, 3], tokens[second][:40, 3] - 900
-    assert not np.array_equal(first_order, second_order)
+    assert (first_order == second_order).mean() < 0.5
     assert train.num_tokens == 800
 
 

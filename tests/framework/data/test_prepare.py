@@ -122,19 +122,25 @@ def _prepare_and_be_killed(tokenizer, corpus_folder, place):
 
 
 SCRIPT = """
-import os, signal, sys, time
-from framework.data import Rules, find_corpus, load_tokenizer, prepare_corpus
-from framework.data import sources, writing
+import multiprocessing, os, signal, sys
+from framework.data import Rules, find_corpus, load_tokenizer, prepare, prepare_corpus, sources
+
+class Writer:
+    documents = 0
+
+    def __init__(self, prefix, dtype):
+        pass
+
+    def add(self, document):
+        Writer.documents += 1
+        if Writer.documents == 10:
+            with open(sys.argv[3], "w") as pids:
+                print(*[child.pid for child in multiprocessing.active_children()], file=pids)
+            os.kill(os.getpid(), signal.SIGKILL)
+
 if __name__ == "__main__":
     sources.UNIT_BYTES = 500
-    add, added = writing.SplitWriter.add, []
-    def add_and_die(self, document):
-        add(self, document)
-        added.append(document)
-        if len(added) == 10:
-            print(*[child.pid for child in __import__("multiprocessing").active_children()], flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-    writing.SplitWriter.add = add_and_die
+    prepare.SplitWriter, prepare.token_type = Writer, lambda vocab_size: "uint16"
     prepare_corpus(find_corpus([sys.argv[1]], "made"), load_tokenizer(sys.argv[2]), Rules(), workers=2, progress=False)
 """
 
@@ -142,10 +148,9 @@ if __name__ == "__main__":
 def test_workers_die_with_a_killed_process(tokenizer, corpus_folder, data_root, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(corpus_folder), str(tokenizer.path)]
-    killed = subprocess.run(command, stdout=subprocess.PIPE)
+    killed = subprocess.run([sys.executable, script, corpus_folder, tokenizer.path, tmp_path / "pids"])
     assert killed.returncode == -signal.SIGKILL
-    workers = [int(number) for number in killed.stdout.split()]
+    workers = [int(number) for number in (tmp_path / "pids").read_text().split()]
     assert len(workers) == 2
     deadline = time.monotonic() + 5
     while any(map(_is_alive, workers)) and time.monotonic() < deadline:

@@ -40,8 +40,10 @@ def test_sentencepiece_alone_loses_the_space_mark(tokenizer):
 
 
 def test_blocks_change_no_token(tokenizer):
+    assert "\n\n" in map(tokenizer.piece, range(tokenizer.vocab_size))
     line = "\n\n    def value_7(self):\tx = 1"
-    for text in (line * 3000, "\n" * (2 * BLOCK_CHARACTERS), "x" * (3 * BLOCK_CHARACTERS), line * 2000 + "\n" * 9):
+    shifted = ["x" * shift + line * 1200 for shift in range(len(line))]
+    for text in ("\n" * (2 * BLOCK_CHARACTERS), "x" * (3 * BLOCK_CHARACTERS), line * 2000 + "\n" * 9, *shifted):
         assert tokenizer.encode(text) == tokenizer._model.encode(text)
         assert tokenizer.decode(tokenizer.encode(text)) == text
 

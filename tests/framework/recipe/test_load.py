@@ -112,6 +112,16 @@ def test_a_later_rate_replaces_explicit_counts(write):
     assert moe_sizes(load_recipe(write(text), rates)) == (16, 8, 32)
 
 
+@pytest.mark.parametrize(("field", "value", "sizes"), [
+    ("granularity", 8, (64, 8, 32)), ("d_expert", 128, (16, 2, 128)),
+])
+def test_num_experts_beside_its_rates_follows_a_later_width(write, field, value, sizes):
+    agreeing = write("extends: base.yaml\nmodel: {moe: {num_experts: 32, expansion_rate: 8}}")
+    loaded = load_recipe(agreeing, [f"model.moe.{field}={value}"])
+    assert moe_sizes(loaded) == sizes
+    assert str(loaded.origins["model.moe.num_experts"]) == f"replaced by model.moe.{field}, command line"
+
+
 def test_d_ff_and_multiplier_replace_each_other(write):
     loaded = load_recipe(write("extends: base.yaml\nmodel: {ffn: {d_ff: 96}}"))
     assert (loaded.recipe.model.ffn.d_ff, loaded.recipe.model.ffn.multiplier) == (96, None)
