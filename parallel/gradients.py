@@ -55,6 +55,6 @@ def _num_copies(parameter: DTensor, mesh: Mesh) -> int:
     """Ranks of a pipeline stage that hold the same shard of a parameter."""
     num_shards = 1
     for axis, placement in enumerate(parameter.placements):
-        if placement.is_shard():
+        if not placement.is_replicate():  # a shard of a shard does not call itself one
             num_shards *= parameter.device_mesh.size(axis)
     return mesh.stage.size() // num_shards

@@ -1,5 +1,6 @@
 """`upmix train RECIPE [key=value ...]`: train a recipe into a run folder."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -42,8 +43,10 @@ def _start_ranks(loaded, path: Path, resume: bool) -> int:
     num_ranks = layout.dp_replicate * layout.dp_shard * layout.cp * layout.tp * layout.pp
     # -P: a folder of the working directory must not pass for one of our packages.
     code = launch([sys.executable, "-P", "-c", "from framework.cli import main; main()", *sys.argv[1:]], num_ranks)
-    if code and (stacks := sorted(path.glob("stacks/rank_*.txt"))):
-        print(f"no step ended for training.stall_minutes; see {stacks[0].parent}", file=sys.stderr)
+    if code == 128 + signal.SIGALRM:
+        stall = f"{recipe.training.stall_minutes:g} minutes"
+        print(f"no step ended for {stall} (training.stall_minutes); where each rank stood: {path / 'stacks'}",
+              file=sys.stderr)
     return code
 
 

@@ -51,7 +51,8 @@ def open_data(data: "Data", vocab_size: int, seed: int, *, progress: bool = True
 
     Safe to call from any number of processes at once: one prepares, the others wait. `data.corpus` (or each key of
     `data.blend`) is a built-in name, a prepared folder or the name that one was given, the prefix of a Megatron
-    `.bin/.idx` pair, or raw files: a file, folder or glob. Raises UserError for all that the user can mend.
+    `.bin/.idx` pair, or raw files: a file, folder or glob. A prepared folder keeps the split it was prepared with, a
+    bare pair holds out its last documents. Raises UserError for all that the user can mend.
     """
     weights = _weights(data)
     found = [_find(name) for name in weights]

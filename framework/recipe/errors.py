@@ -21,7 +21,6 @@ class Origin:
 
 
 DEFAULT = Origin("default")
-DERIVED = Origin("derived")
 COMMAND_LINE = Origin("command line")
 
 
@@ -38,7 +37,7 @@ class RecipeError(UserError):
     def located(self, origins: Mapping[str, Origin], fallback: Origin) -> RecipeError:
         """The same error, with the place of the latest-stated key in front and every other place beside its key."""
         places = [_place(origins, key) for key in self.keys]
-        known = [place for place in places if place not in (None, DEFAULT, DERIVED)]
+        known = [place for place in places if place not in (None, DEFAULT)]
         first = COMMAND_LINE if COMMAND_LINE in known else (known or [fallback])[0]
         keys = tuple(
             f"{key} ({place})" if place in known and place != first else key

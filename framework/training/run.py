@@ -90,6 +90,8 @@ class Run:
             chosen.append(watchers.Profiler(self.path, rank, training.profile_steps))
         if training.memory_snapshot and torch.cuda.is_available():
             chosen.append(watchers.MemorySnapshot(self.path, rank))
+        elif training.memory_snapshot:
+            logger.warning("training.memory_snapshot: only memory of CUDA devices is recorded, and there is none")
         if training.stall_minutes is not None:
             chosen.append(watchers.Watchdog(self.path, rank, 60 * training.stall_minutes))
         return chosen

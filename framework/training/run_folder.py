@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -38,9 +39,11 @@ class Admission(StrEnum):
 def admit(path: Path, loaded: Loaded, resume: bool) -> Admission:
     """Decide how a run of this recipe may use a folder; changes nothing.
 
-    Raises UserError for an existing folder without `resume`, and for a resume that changes more than CHANGEABLE.
+    Raises UserError for an existing folder without `resume`, for one that cannot be made, and for a resume that changes
+    more than CHANGEABLE.
     """
     if not path.exists():
+        _refuse_unwritable(path)
         return Admission.FRESH
     if not resume:
         raise _already_there(path)
@@ -60,22 +63,26 @@ def enter(path: Path, loaded: Loaded, resume: bool) -> tuple[Admission, IO[str]]
     """Make or take over a run folder for one process; the lock holds as long as the returned file is open.
 
     Stores recipe and code unless the run is finished already. Raises UserError as `admit` does, and where another
-    process holds the folder or it cannot be written.
+    process holds the folder.
     """
+    admit(path, loaded, resume)
     try:
         path.mkdir(parents=True, exist_ok=resume)
-        lock = lock_folder(path)
-    except FileExistsError:
+    except FileExistsError:  # another process was a moment faster
         raise _already_there(path) from None
-    except OSError as error:
-        raise UserError(f"{path}: the run folder cannot be written ({error.strerror}); allowed: another "
-                        "--runs-dir") from None
+    lock = lock_folder(path)
     admission = admit(path, loaded, resume=True)
     if admission is not Admission.FINISHED:
         (path / "DONE").unlink(missing_ok=True)
         write_recipe(path, loaded)
         write_code_state(path / "code")
     return admission, lock
+
+
+def _refuse_unwritable(path: Path) -> None:
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: {parent} is no folder that may be written; allowed: another --runs-dir")
 
 
 def _already_there(path: Path) -> UserError:

@@ -18,28 +18,28 @@ LAYOUTS = [
 
 
 class Model(nn.Module):
-    """A dense part of an odd size, and a stack of two experts."""
+    """A dense part of an odd size, and a stack of experts."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_experts: int) -> None:
         super().__init__()
         self.dense = nn.Linear(3, 5)
         self.experts = nn.Module()
-        self.experts.up = nn.Parameter(torch.ones(2, 4, 3))
+        self.experts.up = nn.Parameter(torch.ones(num_experts, 4, 3))
 
 
-def gradients() -> dict[str, torch.Tensor]:
+def gradients(num_experts: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(p.shape, generator=generator) for name, p in Model().named_parameters()}
+    return {name: torch.randn(p.shape, generator=generator) for name, p in Model(num_experts).named_parameters()}
 
 
-def make(sizes: MeshSizes) -> tuple[Model, Mesh]:
+def make(sizes: MeshSizes, num_experts: int = 2) -> tuple[Model, Mesh]:
     """The model sharded as a language model is, with the whole gradients above, each rank holding its part."""
-    mesh, model = Mesh(sizes, "cpu"), Model()
+    mesh, model = Mesh(sizes, "cpu"), Model(num_experts)
     shard_parameters(model.experts, mesh.ep, {"up": Shard(0)})
     shard(model.experts, mesh.expert_shards, precision(torch.float32), True, expert_placement(mesh.expert_dp.size()))
     shard(model, mesh.dense_shards, precision(torch.float32), False, apart=[model.experts])
     for name, parameter in model.named_parameters():
-        parameter.grad = distribute_like(gradients()[name], parameter)
+        parameter.grad = distribute_like(gradients(num_experts)[name], parameter)
     return model, mesh
 
 
@@ -56,19 +56,20 @@ def distribute_like(whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tenso
                               shape=whole.shape, stride=whole.stride())
 
 
-def norm_and_clipped(sizes: MeshSizes, max_norm: float) -> tuple[float, dict[str, torch.Tensor]]:
-    model, mesh = make(sizes)
+def norm_and_clipped(sizes: MeshSizes, num_experts: int, max_norm: float) -> tuple[float, dict[str, torch.Tensor]]:
+    model, mesh = make(sizes, num_experts)
     norm = gradient_norm(model.parameters(), mesh)
     clip_gradients(model.parameters(), max_norm, norm)
     return norm.item(), {name: p.grad.full_tensor() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("sizes", LAYOUTS, ids=lambda s: "x".join(f"{a}{d}" for a, d in vars(s).items() if d > 1))
-@pytest.mark.parametrize("max_norm", [0.5, 100.0])
-def test_norm_and_clipping_equal_one_rank(ranks, sizes, max_norm):
-    whole = gradients()
+@pytest.mark.parametrize("num_experts, max_norm", [(2, 0.5), (4, 0.5), (4, 100.0)])
+def test_norm_and_clipping_equal_one_rank(ranks, sizes, num_experts, max_norm):
+    """With two experts some layouts shard within an expert, with four within the run of experts of an ep rank."""
+    whole = gradients(num_experts)
     norm = math.sqrt(sum(g.double().square().sum().item() for g in whole.values()))
-    for got, clipped in ranks.run(sizes.world, norm_and_clipped, sizes, max_norm):
+    for got, clipped in ranks.run(sizes.world, norm_and_clipped, sizes, num_experts, max_norm):
         assert got == pytest.approx(norm, rel=1e-6)
         for name, gradient in whole.items():
             torch.testing.assert_close(clipped[name], gradient * min(1.0, max_norm / norm), rtol=1e-5, atol=1e-7)

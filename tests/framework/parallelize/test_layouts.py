@@ -144,8 +144,8 @@ def tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 def assert_equal(got: Run, expected: Run, start: dict[str, Tensor], tolerance: float) -> None:
     """Differences relative to the largest entry, for experts one by one: a small expert must not hide among others."""
-    torch.testing.assert_close(torch.tensor(got.losses), torch.tensor(expected.losses), rtol=tolerance, atol=0)
-    torch.testing.assert_close(torch.tensor(got.norms), torch.tensor(expected.norms), rtol=tolerance, atol=0)
+    assert got.losses == pytest.approx(expected.losses, rel=tolerance)
+    assert got.norms == pytest.approx(expected.norms, rel=tolerance)
     assert got.gradients.keys() == expected.gradients.keys()
     for name, reference in expected.gradients.items():
         assert_near(f"gradient of {name}", got.gradients[name], reference, tolerance)
@@ -193,7 +193,7 @@ def test_every_layout_equals_one_rank_in_float64(ranks, one_rank, layout):
 
 @pytest.mark.parametrize("layout", ["dp_shard2", "ep2", "hsdp2x2xep2"])
 def test_layouts_equal_one_rank_in_float32(ranks, one_rank, layout):
-    check(ranks, one_rank, layout, "softmax_topk", torch.float32, 2e-5)
+    check(ranks, one_rank, layout, "softmax_topk", torch.float32, 1e-4)
 
 
 @pytest.mark.parametrize("layout", ["ep2", "dp_shard4xep2"])

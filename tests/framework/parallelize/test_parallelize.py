@@ -85,7 +85,7 @@ def start_from_meta(sizes: MeshSizes, tied: bool) -> dict[str, Tensor]:
     model.to_empty(device="cpu")
     initialize(model, Init(), seed=3)
     assert (model.embedding.weight is model.unembedding.weight) == tied
-    return {name: parameter.full_tensor() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach().full_tensor() for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -96,8 +96,9 @@ def test_a_folder_that_a_kill_left_without_recipe_starts_afresh(tmp_path, recipe
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, recipe):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/run"):
-        enter(tmp_path / "file" / "run", recipe(), False)
+    for ask in (admit, enter):
+        with pytest.raises(UserError, match="file/deep/run"):
+            ask(tmp_path / "file" / "deep" / "run", recipe(), False)
 
 
 def _hold(folder, ready):

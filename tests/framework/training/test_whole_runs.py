@@ -199,13 +199,17 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(ranks, recipe, wh
     assert_same(tmp_path / "cut", whole(*TWO))
 
 
-def test_a_resume_on_another_layout_goes_on_alike(ranks, recipe, whole, tmp_path):
-    shutil.copytree(whole(*TWO), tmp_path / "moved")
+@pytest.mark.parametrize(("first", "then"), [
+    (TWO, ("data.micro_batch_size=4",)),
+    ((), ("parallel.dp_replicate=2", "parallel.dp_shard=2", "parallel.ep=2")),
+])
+def test_a_resume_on_another_layout_goes_on_alike(ranks, recipe, whole, tmp_path, first, then):
+    shutil.copytree(whole(*first), tmp_path / "moved")
     (tmp_path / "moved" / "DONE").unlink()
     for step in (6, 8):
         shutil.rmtree(tmp_path / "moved" / "checkpoints" / f"step_{step}")
-    assert run(ranks, recipe, tmp_path / "moved", "data.micro_batch_size=4", resume=True) == 0
-    for ours, theirs in zip(rows(tmp_path / "moved"), rows(whole(*TWO)), strict=True):
+    assert run(ranks, recipe, tmp_path / "moved", *then, resume=True) == 0
+    for ours, theirs in zip(rows(tmp_path / "moved"), rows(whole(*first)), strict=True):
         assert ours.pop("kind") == theirs.pop("kind")
         assert ours == (pytest.approx(theirs, rel=2e-4) if ours["step"] > 4 else theirs)
 
@@ -259,11 +263,14 @@ def test_loss_free_balancing_moves_its_biases_alike_on_every_layout(whole):
         assert bias_E.abs().max() > 0.009 and torch.allclose(bias_E, biases[1][name])
 
 
-def test_isolated_documents_and_a_batch_ramp(whole):
-    path = whole("data.isolate_documents=true", "data.batch_ramp={256: 4}")
+def test_isolated_documents_a_batch_ramp_and_a_trace_of_two_steps(whole):
+    path = whole("data.isolate_documents=true", "data.batch_ramp={256: 4}", "training.profile_steps=[2, 3]")
     assert [row["batch_size"] for row in rows(path)] == [4] * 4 + [8] * 4
     assert [row["tokens"] for row in rows(path)][-1] == 4 * 64 + 4 * 128
-    assert all(math.isfinite(row["loss"]) for row in rows(path) + []) and rows(path, "eval")[-1]["val_loss"] > 0
+    assert all(math.isfinite(row["loss"]) for row in rows(path)) and rows(path, "eval")[-1]["val_loss"] > 0
+    trace = json.loads((path / "profile" / "rank_0.json").read_text())
+    updates = [event for event in trace["traceEvents"] if event.get("name") == "Optimizer.step#AdamW.step"]
+    assert len({event["ts"] for event in updates}) == 2
 
 
 def test_a_run_read_back_evaluates_as_it_did(whole, monkeypatch, recipe):
