@@ -1,6 +1,7 @@
 """The feed-forward experts of a mixture-of-experts layer, from tokens to tokens.
 
-T tokens, D model width, E experts, F width of an expert, M routed rows (sorted by expert).
+T tokens, D model width, E experts, F width of an expert, M routed rows, sorted by expert. In a block of experts, E and
+M count the block's alone.
 """
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.activations import ACTIVATIONS
-from kernels.grouped_matmul import RowGroups
+from kernels.grouped_matmul import expert_blocks
 
 
 def expert_ffn(
@@ -29,59 +30,68 @@ def expert_ffn(
 
 
 class _ExpertFFN(torch.autograd.Function):
-    """Keeps the two hidden layers of width F, and gathers the rows of width D again in the backward."""
+    """Works block by block. Keeps the hidden layers of width F, and gathers the rows of width D again in the backward.
+
+    The gate weights the narrow hidden layer, which is the same as weighting the expert's wide output.
+    """
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, x_TD: Tensor, token_M: Tensor, gate_M: Tensor, counts_E: Tensor,
         gate_EFD: Tensor | None, up_EFD: Tensor, down_EDF: Tensor, activation: str,
     ) -> Tensor:
-        groups = RowGroups(counts_E)
-        x_MD = x_TD.index_select(0, token_M)
-        up_MF = groups.multiply(x_MD, up_EFD.transpose(1, 2))
-        gated_MF = None if gate_EFD is None else groups.multiply(x_MD, gate_EFD.transpose(1, 2))
-        ctx.save_for_backward(x_TD, token_M, gate_M, gated_MF, up_MF, gate_EFD, up_EFD, down_EDF)
-        ctx.groups, ctx.activation = groups, ACTIVATIONS[activation]
-
-        # The gate weights the narrow hidden layer: the same product as weighting the expert's wide output.
-        hidden_MF = _hidden(ctx.activation.forward, gated_MF, up_MF) * gate_M[:, None].to(x_TD.dtype)
-        y_MD = groups.multiply(hidden_MF, down_EDF.transpose(1, 2))
-        return _sum_rows(y_MD, token_M, x_TD)
+        ctx.blocks, ctx.activation = list(expert_blocks(counts_E)), ACTIVATIONS[activation]
+        y_TD, hidden = _zero_sum(x_TD), []
+        for block in ctx.blocks:
+            token, weight_M1 = token_M[block.rows], gate_M[block.rows, None].to(x_TD.dtype)
+            x_MD = x_TD.index_select(0, token)
+            up_MF = block.multiply(x_MD, up_EFD[block.experts].transpose(1, 2))
+            if gate_EFD is None:
+                hidden_MF = ctx.activation.forward(up_MF)
+                hidden.append(up_MF)
+            else:
+                gated_MF = block.multiply(x_MD, gate_EFD[block.experts].transpose(1, 2))
+                hidden_MF = ctx.activation.forward(gated_MF).mul_(up_MF)
+                hidden += [gated_MF, up_MF]
+            y_MD = block.multiply(hidden_MF.mul_(weight_M1), down_EDF[block.experts].transpose(1, 2))
+            y_TD.index_add_(0, token, y_MD.to(y_TD.dtype))
+        ctx.save_for_backward(x_TD, token_M, gate_M, gate_EFD, up_EFD, down_EDF, *hidden)
+        return y_TD.to(x_TD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, token_M, gate_M, gated_MF, up_MF, gate_EFD, up_EFD, down_EDF = ctx.saved_tensors
-        groups, activation = ctx.groups, ctx.activation
-        weight_M1 = gate_M[:, None].to(x_TD.dtype)
-        dy_MD = dy_TD.index_select(0, token_M)
+        x_TD, token_M, gate_M, gate_EFD, up_EFD, down_EDF, *hidden = ctx.saved_tensors
+        hidden = iter(hidden)
+        dx_TD, dgate_M = _zero_sum(x_TD), torch.empty_like(gate_M)
+        dgate_EFD = None if gate_EFD is None else torch.empty_like(gate_EFD)
+        dup_EFD, ddown_EDF = torch.empty_like(up_EFD), torch.empty_like(down_EDF)
+        for block in ctx.blocks:
+            token, weight_M1 = token_M[block.rows], gate_M[block.rows, None].to(x_TD.dtype)
+            dy_MD, x_MD = dy_TD.index_select(0, token), x_TD.index_select(0, token)
+            gated_MF = None if gate_EFD is None else next(hidden)
+            up_MF = next(hidden)
 
-        activated_MF = activation.forward(up_MF if gated_MF is None else gated_MF)
-        hidden_MF = activated_MF if gated_MF is None else activated_MF * up_MF
-        dhidden_MF = groups.multiply(dy_MD, down_EDF)
-        dgate_M = (dhidden_MF * hidden_MF).sum(1, dtype=gate_M.dtype)
-        ddown_EDF = groups.outer(dy_MD, hidden_MF * weight_M1)
-        dhidden_MF *= weight_M1
-
-        x_MD = x_TD.index_select(0, token_M)
-        if gated_MF is None:
-            dup_MF, dgate_EFD = activation.backward(dhidden_MF, up_MF), None
-            dx_MD = groups.multiply(dup_MF, up_EFD)
-        else:
-            dup_MF = dhidden_MF * activated_MF
-            dgated_MF = activation.backward(dhidden_MF.mul_(up_MF), gated_MF)
-            dgate_EFD = groups.outer(dgated_MF, x_MD)
-            dx_MD = groups.add_multiply(groups.multiply(dup_MF, up_EFD), dgated_MF, gate_EFD)
-        dup_EFD = groups.outer(dup_MF, x_MD)
-        return _sum_rows(dx_MD, token_M, x_TD), None, dgate_M, None, dgate_EFD, dup_EFD, ddown_EDF, None
-
-
-def _hidden(activation, gated_MF: Tensor | None, up_MF: Tensor) -> Tensor:
-    return activation(up_MF) if gated_MF is None else activation(gated_MF).mul_(up_MF)
+            activated_MF = ctx.activation.forward(up_MF if gated_MF is None else gated_MF)
+            hidden_MF = activated_MF if gated_MF is None else activated_MF * up_MF
+            dhidden_MF = block.multiply(dy_MD, down_EDF[block.experts])
+            torch.sum(dhidden_MF * hidden_MF, 1, dtype=gate_M.dtype, out=dgate_M[block.rows])
+            block.outer(ddown_EDF[block.experts], dy_MD, hidden_MF.mul_(weight_M1))
+            dhidden_MF *= weight_M1
+            if gated_MF is None:
+                dup_MF = ctx.activation.backward(dhidden_MF, up_MF)
+                dx_MD = block.multiply(dup_MF, up_EFD[block.experts])
+            else:
+                dup_MF = activated_MF.mul_(dhidden_MF)
+                dgated_MF = ctx.activation.backward(dhidden_MF.mul_(up_MF), gated_MF)
+                block.outer(dgate_EFD[block.experts], dgated_MF, x_MD)
+                dx_MD = block.multiply(dup_MF, up_EFD[block.experts])
+                block.add_multiply(dx_MD, dgated_MF, gate_EFD[block.experts])
+            block.outer(dup_EFD[block.experts], dup_MF, x_MD)
+            dx_TD.index_add_(0, token, dx_MD.to(dx_TD.dtype))
+        return dx_TD.to(x_TD.dtype), None, dgate_M, None, dgate_EFD, dup_EFD, ddown_EDF, None
 
 
-def _sum_rows(rows_MD: Tensor, token_M: Tensor, like_TD: Tensor) -> Tensor:
-    """Each token's rows summed in float32 at least, in the shape and dtype of like_TD."""
-    dtype = torch.promote_types(like_TD.dtype, torch.float32)
-    sum_TD = torch.zeros(like_TD.shape, dtype=dtype, device=like_TD.device)
-    return sum_TD.index_add_(0, token_M, rows_MD.to(dtype)).to(like_TD.dtype)
+def _zero_sum(like_TD: Tensor) -> Tensor:
+    """Where rows are summed, in float32 at least."""
+    return torch.zeros(like_TD.shape, dtype=torch.promote_types(like_TD.dtype, torch.float32), device=like_TD.device)

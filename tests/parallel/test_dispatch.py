@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel import AllToAllDispatcher, Mesh, MeshSizes
+from parallel.dispatch import combine
 
 D, TOKENS = 6, 10
 
@@ -116,3 +117,13 @@ def test_bfloat16_keeps_its_dtype_and_is_near(ranks):
         assert mine[0].dtype == mine[1].dtype == torch.bfloat16
         for a, b in zip(mine[:3], exact[:3], strict=True):
             assert (a.double() - b).norm() < 0.02 * b.norm()
+
+
+def test_gates_weight_and_sum_in_float32():
+    """bfloat16 has nothing between 1 and 1 + 1/128, and near 768 only multiples of four."""
+    rows = 768
+    gate_M = torch.full((rows,), 1 + 1 / 256)
+    assignment = Assignment(torch.zeros(rows, dtype=torch.int64), gate_M, torch.tensor([rows]))
+    y_TD = combine(torch.ones(rows, D, dtype=torch.bfloat16), assignment, torch.zeros(1, D, dtype=torch.bfloat16))
+    assert y_TD.dtype == torch.bfloat16
+    assert y_TD.tolist() == [[772.0] * D]

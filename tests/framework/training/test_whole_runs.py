@@ -260,7 +260,7 @@ def test_loss_free_balancing_moves_its_biases_alike_on_every_layout(whole):
               for layout in ((), TWO)]
     assert len(biases[0]) == 2
     for name, bias_E in biases[0].items():
-        assert bias_E.abs().max() > 0.009 and torch.allclose(bias_E, biases[1][name])
+        assert 0.009 < bias_E.abs().max() < 0.081 and torch.allclose(bias_E, biases[1][name])
 
 
 def test_isolated_documents_a_batch_ramp_and_a_trace_of_two_steps(whole):
