@@ -1,15 +1,15 @@
 """The feed-forward experts of a mixture-of-experts layer, from tokens to tokens.
 
-T tokens, D model width, E experts, F width of an expert, M routed rows, sorted by expert. In a block of experts, E and
-M count the block's alone.
+T tokens, D model width, E experts, F width of an expert, M routed rows, sorted by expert (inside a block of
+experts, the block's).
 """
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.activations import ACTIVATIONS
-from kernels.grouped_matmul import expert_blocks
+from kernels.activations import ACTIVATIONS, Activation
+from kernels.grouped_matmul import ExpertBlock, expert_blocks
 
 
 def expert_ffn(
@@ -30,9 +30,9 @@ def expert_ffn(
 
 
 class _ExpertFFN(torch.autograd.Function):
-    """Works block by block. Keeps the hidden layers of width F, and gathers the rows of width D again in the backward.
+    """Works block by block. Keeps the layers of width F, and gathers rows of width D again in the backward.
 
-    The gate weights the narrow hidden layer, which is the same as weighting the expert's wide output.
+    A row's gate weights the narrow hidden layer, which is the same as weighting the expert's wide output.
     """
 
     @staticmethod
@@ -41,55 +41,64 @@ class _ExpertFFN(torch.autograd.Function):
         gate_EFD: Tensor | None, up_EFD: Tensor, down_EDF: Tensor, activation: str,
     ) -> Tensor:
         ctx.blocks, ctx.activation = list(expert_blocks(counts_E)), ACTIVATIONS[activation]
-        y_TD, hidden = _zero_sum(x_TD), []
+        y_TD, layers = _zero_sum(x_TD), []
         for block in ctx.blocks:
-            token, weight_M1 = token_M[block.rows], gate_M[block.rows, None].to(x_TD.dtype)
-            x_MD = x_TD.index_select(0, token)
-            up_MF = block.multiply(x_MD, up_EFD[block.experts].transpose(1, 2))
-            if gate_EFD is None:
-                hidden_MF = ctx.activation.forward(up_MF)
-                hidden.append(up_MF)
-            else:
-                gated_MF = block.multiply(x_MD, gate_EFD[block.experts].transpose(1, 2))
-                hidden_MF = ctx.activation.forward(gated_MF).mul_(up_MF)
-                hidden += [gated_MF, up_MF]
-            y_MD = block.multiply(hidden_MF.mul_(weight_M1), down_EDF[block.experts].transpose(1, 2))
-            y_TD.index_add_(0, token, y_MD.to(y_TD.dtype))
-        ctx.save_for_backward(x_TD, token_M, gate_M, gate_EFD, up_EFD, down_EDF, *hidden)
+            x_MD = x_TD.index_select(0, token_M[block.rows])
+            up_MF = block.multiply(x_MD, up_EFD.transpose(1, 2))
+            gated_MF = None if gate_EFD is None else block.multiply(x_MD, gate_EFD.transpose(1, 2))
+            hidden_MF, _ = _hidden(ctx.activation, gated_MF, up_MF)
+            hidden_MF *= _weight(gate_M, block, x_TD.dtype)
+            y_MD = block.multiply(hidden_MF, down_EDF.transpose(1, 2))
+            y_TD.index_add_(0, token_M[block.rows], y_MD.to(y_TD.dtype))
+            layers += [gated_MF, up_MF]
+        ctx.save_for_backward(x_TD, token_M, gate_M, gate_EFD, up_EFD, down_EDF, *layers)
         return y_TD.to(x_TD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, token_M, gate_M, gate_EFD, up_EFD, down_EDF, *hidden = ctx.saved_tensors
-        hidden = iter(hidden)
+        x_TD, token_M, gate_M, gate_EFD, up_EFD, down_EDF, *layers = ctx.saved_tensors
         dx_TD, dgate_M = _zero_sum(x_TD), torch.empty_like(gate_M)
         dgate_EFD = None if gate_EFD is None else torch.empty_like(gate_EFD)
         dup_EFD, ddown_EDF = torch.empty_like(up_EFD), torch.empty_like(down_EDF)
-        for block in ctx.blocks:
-            token, weight_M1 = token_M[block.rows], gate_M[block.rows, None].to(x_TD.dtype)
-            dy_MD, x_MD = dy_TD.index_select(0, token), x_TD.index_select(0, token)
-            gated_MF = None if gate_EFD is None else next(hidden)
-            up_MF = next(hidden)
-
-            activated_MF = ctx.activation.forward(up_MF if gated_MF is None else gated_MF)
-            hidden_MF = activated_MF if gated_MF is None else activated_MF * up_MF
-            dhidden_MF = block.multiply(dy_MD, down_EDF[block.experts])
+        for block, gated_MF, up_MF in zip(ctx.blocks, layers[::2], layers[1::2], strict=True):
+            weight_M1 = _weight(gate_M, block, x_TD.dtype)
+            dy_MD = dy_TD.index_select(0, token_M[block.rows])
+            hidden_MF, activated_MF = _hidden(ctx.activation, gated_MF, up_MF)
+            dhidden_MF = block.multiply(dy_MD, down_EDF)
             torch.sum(dhidden_MF * hidden_MF, 1, dtype=gate_M.dtype, out=dgate_M[block.rows])
-            block.outer(ddown_EDF[block.experts], dy_MD, hidden_MF.mul_(weight_M1))
+            block.outer(ddown_EDF, dy_MD, hidden_MF.mul_(weight_M1))
+
             dhidden_MF *= weight_M1
-            if gated_MF is None:
-                dup_MF = ctx.activation.backward(dhidden_MF, up_MF)
-                dx_MD = block.multiply(dup_MF, up_EFD[block.experts])
-            else:
-                dup_MF = activated_MF.mul_(dhidden_MF)
-                dgated_MF = ctx.activation.backward(dhidden_MF.mul_(up_MF), gated_MF)
-                block.outer(dgate_EFD[block.experts], dgated_MF, x_MD)
-                dx_MD = block.multiply(dup_MF, up_EFD[block.experts])
-                block.add_multiply(dx_MD, dgated_MF, gate_EFD[block.experts])
-            block.outer(dup_EFD[block.experts], dup_MF, x_MD)
-            dx_TD.index_add_(0, token, dx_MD.to(dx_TD.dtype))
+            dgated_MF, dup_MF = _hidden_backward(ctx.activation, dhidden_MF, activated_MF, gated_MF, up_MF)
+            x_MD = x_TD.index_select(0, token_M[block.rows])
+            dx_MD = block.multiply(dup_MF, up_EFD)
+            block.outer(dup_EFD, dup_MF, x_MD)
+            if dgated_MF is not None:
+                block.add_multiply(dx_MD, dgated_MF, gate_EFD)
+                block.outer(dgate_EFD, dgated_MF, x_MD)
+            dx_TD.index_add_(0, token_M[block.rows], dx_MD.to(dx_TD.dtype))
         return dx_TD.to(x_TD.dtype), None, dgate_M, None, dgate_EFD, dup_EFD, ddown_EDF, None
+
+
+def _hidden(activation: Activation, gated_MF: Tensor | None, up_MF: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden layer, and what the activation gave: the same tensor where nothing is gated."""
+    activated_MF = activation.forward(up_MF if gated_MF is None else gated_MF)
+    return (activated_MF if gated_MF is None else activated_MF * up_MF), activated_MF
+
+
+def _hidden_backward(
+    activation: Activation, dhidden_MF: Tensor, activated_MF: Tensor, gated_MF: Tensor | None, up_MF: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Gradients of the gated and the up layer; dhidden and activated are overwritten."""
+    if gated_MF is None:
+        return None, activation.backward(dhidden_MF, up_MF)
+    dup_MF = activated_MF.mul_(dhidden_MF)
+    return activation.backward(dhidden_MF.mul_(up_MF), gated_MF), dup_MF
+
+
+def _weight(gate_M: Tensor, block: ExpertBlock, dtype: torch.dtype) -> Tensor:
+    return gate_M[block.rows, None].to(dtype)
 
 
 def _zero_sum(like_TD: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from types import FunctionType
 PRELOADED = (
     "torch", "numpy", "torch.distributed.tensor", "torch.distributed.fsdp", "torch.distributed.checkpoint",
     "torch.distributed.checkpoint.state_dict", "torch.distributed.tensor.debug",
+    "torch._dynamo",  # which fully_shard's hooks import at their first call
 )
 PR_SET_PDEATHSIG = 1
 SECONDS_TO_FOLLOW = 1.0  # for the other ranks to end, once one has failed

@@ -62,7 +62,8 @@ def architecture(model: Model) -> Architecture:
     kinds = LETTERS | {letter: variant.kind for letter, variant in model.sublayers.items()}
     _check_letters(model)
     pattern = parse(model.pattern, kinds)
-    used = {letter for layer in pattern.layers for letter in layer}
+    # In the order of the pattern, so that of two mistakes the same one is told each time.
+    used = dict.fromkeys(letter for layer in pattern.layers for letter in layer)
     sublayers = {letter: Sublayer(letter, kinds[letter], _settings(model, letter, kinds[letter])) for letter in used}
     layers = tuple(Layer(tuple(sublayers[letter] for letter in layer)) for layer in pattern.layers)
     return Architecture(layers, pattern.cuts, model, pattern)

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from framework.recipe.load import Loaded
 
 FAMILIES = ("attention", "ffn", "expert", "shared_expert", "ssm")
-LATER = (("cp", 1), ("tp", 1), ("pp", 1), ("engine", "fsdp"), ("zero_stage", 3), ("offload", "none"),
-         ("dedup_dispatch", False))
-"""Fields of `parallel` with the one value that can run so far."""
+LATER = {
+    "parallel.cp": 1, "parallel.tp": 1, "parallel.pp": 1, "parallel.pp_schedule": "1f1b", "parallel.engine": "fsdp",
+    "parallel.zero_stage": 3, "parallel.offload": "none", "parallel.dedup_dispatch": False,
+    "parametrization.base_d_model": None,
+}
+"""Dotted keys with the one value that can run so far."""
 
 
 def check(recipe: Recipe, architecture: Architecture) -> None:
@@ -32,10 +35,11 @@ def check(recipe: Recipe, architecture: Architecture) -> None:
 
 def require_runnable(loaded: Loaded) -> None:
     """Raise RecipeError where a recipe, fine to look at, cannot be trained: a later axis, no length, no data."""
-    for field, allowed in LATER:
-        given = getattr(loaded.recipe.parallel, field)
+    for key, allowed in LATER.items():
+        section, _, field = key.partition(".")
+        given = getattr(getattr(loaded.recipe, section), field)
         if given != allowed:
-            raise _placed(loaded, f"parallel.{field}", f"given {given}, which is not available yet; allowed: {allowed}")
+            raise _placed(loaded, key, f"given {given}, which is not available yet; allowed: {allowed}")
     if loaded.recipe.training.steps is None and loaded.recipe.training.tokens is None:
         raise _placed(loaded, "training", "neither steps nor tokens is given; allowed: one of them")
     if loaded.recipe.data.corpus is None and not loaded.recipe.data.blend:

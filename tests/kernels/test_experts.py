@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels.experts
+import kernels.grouped_matmul
 from kernels import expert_ffn
-from kernels.grouped_matmul import RowGroups
+from kernels.grouped_matmul import ExpertBlock
 
 ACTIVATIONS = {"swiglu": F.silu, "gelu": F.gelu, "relu": F.relu, "relu2": lambda x: F.relu(x) ** 2}
 TOLERANCE = {torch.float64: 2e-15, torch.float32: 1e-6, torch.bfloat16: 1.5e-2}
@@ -19,7 +20,8 @@ TOLERANCE = {torch.float64: 2e-15, torch.float32: 1e-6, torch.bfloat16: 1.5e-2}
 
 def row_by_row(x_TD, token_M, gate_M, counts_E, gate_EFD, up_EFD, down_EDF, activation):
     expert_M = torch.repeat_interleave(torch.arange(len(counts_E)), counts_E)
-    y_TD = torch.zeros_like(x_TD)
+    floats = [x_TD, gate_M, up_EFD, down_EDF] if gate_EFD is None else [x_TD, gate_M, gate_EFD, up_EFD, down_EDF]
+    y_TD = torch.zeros_like(x_TD) + sum(0 * tensor.sum() for tensor in floats)
     for token, gate, expert in zip(token_M, gate_M, expert_M, strict=True):
         up = up_EFD[expert] @ x_TD[token]
         act = ACTIVATIONS[activation]
@@ -45,7 +47,7 @@ def inputs(counts, activation, dtype=torch.float64, num_tokens=7, d_model=8, d_e
 
 def output_and_gradients(function, arguments, dy_TD, dtype=None):
     """The output and every gradient, computed in dtype, or in that of the arguments."""
-    leaves = [argument.to(dtype or argument.dtype).requires_grad_()
+    leaves = [argument.detach().to(dtype or argument.dtype).requires_grad_()
               if torch.is_tensor(argument) and argument.is_floating_point() else argument for argument in arguments]
     y_TD = function(*leaves)
     y_TD.backward(dy_TD.to(y_TD.dtype))
@@ -71,11 +73,15 @@ def test_equals_a_loop_over_rows(activation, dtype):
         assert not gradient[[1, 4]].any()  # experts without rows
 
 
-@settings(max_examples=25, deadline=None)
-@given(counts=st.lists(st.integers(0, 5), min_size=1, max_size=6), activation=st.sampled_from(list(ACTIVATIONS)),
-       num_tokens=st.integers(1, 5), d_model=st.integers(1, 9), d_expert=st.integers(1, 9), seed=st.integers(0, 99))
-def test_equals_a_loop_over_rows_whatever_the_counts(counts, activation, num_tokens, d_model, d_expert, seed):
-    check(inputs(counts, activation, torch.float64, num_tokens, d_model, d_expert, seed), 1e-14)
+@settings(max_examples=40, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 5), min_size=1, max_size=6), block_rows=st.integers(1, 12),
+    activation=st.sampled_from(list(ACTIVATIONS)), sizes=st.tuples(*[st.integers(1, 9)] * 3), seed=st.integers(0, 99),
+)
+def test_equals_a_loop_over_rows_whatever_the_counts(counts, block_rows, activation, sizes, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels.grouped_matmul, "BLOCK_ROWS", block_rows)
+        check(inputs(counts, activation, torch.float64, *sizes, seed), 1e-14)
 
 
 @pytest.mark.parametrize("num_tokens", [0, 4])
@@ -90,12 +96,12 @@ def test_without_rows_the_output_is_zero_and_stays_in_the_graph(num_tokens):
 def test_the_body_for_gpus_equals_a_loop_over_rows(activation, dtype, monkeypatch):
     """PyTorch's grouped_mm runs on the CPU too, so the arguments that it gets can be checked here."""
 
-    class OnGPU(RowGroups):
-        def __init__(self, counts_E):
-            self.on_cpu = False
-            self.ends_E = counts_E.cumsum(0, dtype=torch.int32)
+    def one_block(counts_E):
+        block = ExpertBlock(slice(None), slice(None), counts_E)
+        block.on_cpu, block.ends_E = False, counts_E.cumsum(0, dtype=torch.int32)
+        yield block
 
-    monkeypatch.setattr(kernels.experts, "RowGroups", OnGPU)
+    monkeypatch.setattr(kernels.experts, "expert_blocks", one_block)
     check(inputs([3, 0, 9, 7, 0], activation, dtype, d_model=16, d_expert=24), TOLERANCE[dtype])
 
 

@@ -1,6 +1,8 @@
 """What every section of a recipe shares: frozen, and closed to unknown keys."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class Section(BaseModel):
@@ -8,3 +10,11 @@ class Section(BaseModel):
     number, "3" neither; only a whole number may stand for a float."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+def _emptied(value: Any) -> Any:
+    return {} if value is None else value
+
+
+NullEmpties = BeforeValidator(_emptied)
+"""Marks a mapping that null empties; without it a file could only add to what it extends."""

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 
-from framework.recipe.schema.base import Section
+from framework.recipe.schema.base import NullEmpties, Section
 
+Letter = Annotated[str, Field(min_length=1, max_length=1)]
 Activation = Literal["swiglu", "gelu", "relu", "relu2"]
 Router = Literal["softmax_topk", "topk_softmax", "sigmoid", "expert_choice"]
 
@@ -73,7 +74,7 @@ class MoE(Section):
         0.0, ge=0, description="loss-free balancing: step of the per-expert bias that only selection sees; 0: off"
     )
     capacity_factor: PositiveFloat | None = Field(
-        None, description="rows an expert takes, over the mean; the rest is dropped. None: dropless"
+        None, description="rows an expert takes, over the mean; the rest is dropped. None: dropless (experts choose: 1)"
     )
     capacity_in_evaluation: bool = Field(False, description="drop in evaluation too")
     choice_group: Literal["sequence", "position"] = Field(
@@ -133,6 +134,6 @@ class Model(Section):
     moe: MoE = MoE()
     mamba: Mamba = Mamba()
     multipliers: Multipliers = Multipliers()
-    sublayers: dict[Annotated[str, Field(min_length=1, max_length=1)], SublayerVariant] = Field(
+    sublayers: Annotated[dict[Letter, SublayerVariant], NullEmpties] = Field(
         default_factory=dict, description="further letters, for example {W: {kind: attention, window: 1024}}"
     )

@@ -4,26 +4,30 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from framework.recipe.schema.base import Section
+from framework.recipe.schema.base import NullEmpties, Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Data(Section):
     corpus: str | None = Field(
-        None, description="built-in corpus (python_stdlib), raw text file or folder, or prepared folder under data/"
+        None, description="python_stdlib, a raw file, folder or glob, a prepared name or folder, or a .bin/.idx prefix"
     )
-    blend: dict[str, PositiveFloat] = Field(default_factory=dict, description="corpora and their weights")
+    blend: Annotated[dict[str, PositiveFloat], NullEmpties] = Field(
+        default_factory=dict, description="corpora and their weights"
+    )
     tokenizer: str = Field(
         "sentencepiece", description="sentencepiece: trained on the corpus; or a .model or .json file"
     )
-    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of the documents held out")
+    validation_fraction: float = Field(
+        0.05, ge=0, le=0.5, description="documents held out: those whose key's md5 is 0 modulo round(1/fraction)"
+    )
     seq_len: PositiveInt = Field(1024, description="tokens of one sequence")
     batch_size: PositiveInt = Field(64, description="sequences of one optimizer step, over all ranks")
     micro_batch_size: PositiveInt | None = Field(
         None, description="sequences of one forward on one rank; None: a rank's whole share"
     )
-    batch_ramp: dict[PositiveInt, PositiveInt] = Field(
+    batch_ramp: Annotated[dict[PositiveInt, PositiveInt], NullEmpties] = Field(
         default_factory=dict, description="{tokens: batch_size}: the size until so many tokens have been seen"
     )
     isolate_documents: bool = Field(False, description="activations never cross the documents packed in a sequence")
@@ -47,7 +51,9 @@ class Optim(Section):
     warmup_steps: NonNegativeInt = 0
     decay_fraction: float = Field(0.2, ge=0, le=1, description="trapezoid: last share of the steps, in which it falls")
     final_lr_fraction: float = Field(0.1, ge=0, le=1, description="last learning rate / peak")
-    relative_lr: dict[str, RelativeLR] = Field(default_factory=dict, description="by role or family of roles")
+    relative_lr: Annotated[dict[str, RelativeLR], NullEmpties] = Field(
+        default_factory=dict, description="by role or family of roles"
+    )
 
 
 class Init(Section):
@@ -76,7 +82,7 @@ class Training(Section):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of activations and matrix products")
     eval_every: PositiveInt | None = Field(None, description="steps between evaluations; None: only at the end")
     log_every: PositiveInt = 1
-    compile: bool = Field(False, description="torch.compile each sublayer")
+    compile: bool = Field(False, description="torch.compile attention and dense feed-forward blocks")
     stall_minutes: PositiveFloat | None = Field(30.0, description="no step ends for so long: write stacks and stop")
     max_bad_steps: PositiveInt = Field(10, description="skipped steps in a row with NaN or Inf gradients, then stop")
     profile_steps: tuple[PositiveInt, PositiveInt] | None = Field(None, description="first and last step to trace")

@@ -141,7 +141,7 @@ def test_misspelt_keys(key, good, capsys, monkeypatch):
     ("optim.betas=[0.9]", "optim.betas"), ("optim.betas=[0.9, 1.0]", "less than 1"), ("optim.betas=0.9", "optim.betas"),
     ("optim.relative_lr.exprt.start=2.0", "matches no parameter; nearest: expert"),
     ("optim.relative_lr.expert.begin=2.0", "optim.relative_lr.expert.begin: unknown key"),
-    ("data.validation_fraction=1.0", "less than 1"), ("format=2", "allowed: 1"), ("extends=quickstart", "unknown key"),
+    ("data.validation_fraction=1.0", "equal to 0.5"), ("format=2", "allowed: 1"), ("extends=quickstart", "unknown key"),
     ("granularity=2", "nearest: model.moe.granularity"), ("model=3", "a section with the keys pattern"),
     ("model.moe.granularity.x=3", "model.moe.granularity"), ("notanassignment", "key=value"), ("=3", "key=value"),
     ("a..b=3", "key=value"), ("model.moe={granularity: 4, granlarity: 2}", "model.moe.granlarity"),

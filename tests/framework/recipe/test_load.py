@@ -185,3 +185,18 @@ def test_roles_are_those_of_the_models():
     )
     assert {row.role for row in parameters(architecture(everything))} == {str(role) for role in Role} - {"mixing"}
     assert set(RECIPE_FAMILIES) == set(FAMILIES)
+
+
+def test_null_empties_a_mapping_that_a_base_filled(write):
+    write("extends: base.yaml\ndata: {batch_ramp: {1000: 4}}\noptim: {relative_lr: {expert: {start: 2.0}}}", "ramp.yaml")
+    loaded = load_recipe(write("extends: ramp.yaml\ndata: {batch_ramp: null}"), ["optim.relative_lr=null"])
+    assert loaded.recipe.data.batch_ramp == {} and loaded.recipe.optim.relative_lr == {}
+    assert load_recipe(write("extends: ramp.yaml")).recipe.data.batch_ramp == {1000: 4}
+
+
+@pytest.mark.parametrize("field", ["parallel.tp=2", "parallel.pp_schedule=interleaved", "parallel.engine=deepspeed",
+                                   "parametrization.base_d_model=32"])
+def test_what_does_not_run_yet_is_refused_by_name(write, field):
+    loaded = load_recipe(write("extends: base.yaml"), [field])
+    with pytest.raises(RecipeError, match=f"{field.partition('=')[0]}.*not available yet"):
+        require_runnable(loaded)

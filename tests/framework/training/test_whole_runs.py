@@ -143,7 +143,7 @@ def run(ranks, recipe, path, *overrides, **options) -> int:
 TWO = ("parallel.dp_shard=2", "parallel.ep=2")
 LAYOUTS = {
     "two data-parallel ranks": ("parallel.dp_shard=2",), "two expert-parallel ranks": TWO,
-    "two replicas": ("parallel.dp_replicate=2",), "micro-batches": ("data.micro_batch_size=2",),
+    "two replicas": ("parallel.dp_replicate=2",),
     "micro-batches on two ranks": (*TWO, "data.micro_batch_size=1"),
 }
 
@@ -183,7 +183,6 @@ KILLS = {
     "before the first checkpoint": ("framework.training.trainer", "Trainer._update", 2, 0),
     "in a step": ("framework.training.trainer", "Trainer._update", 6, 1),
     "in the middle of a save": ("framework.training.checkpoint.checkpointer", "file_facts", 4, 0),
-    "after the last save": ("framework.report", "draw_losses", 1, 0),
 }
 
 
@@ -197,6 +196,15 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(ranks, recipe, wh
     assert not (tmp_path / "cut" / "DONE").exists()
     assert run(ranks, recipe, tmp_path / "cut", *overrides, resume=True) == 0
     assert_same(tmp_path / "cut", whole(*TWO))
+
+
+def test_killed_after_the_last_save_only_the_end_is_made_good(ranks, recipe, whole, tmp_path):
+    path = Path(shutil.copytree(whole(*TWO), tmp_path / "ended"))
+    for name in ("DONE", "loss.png"):
+        (path / name).unlink()
+    assert run(ranks, recipe, path, *TWO, resume=True) == 0
+    assert (path / "DONE").exists() and (path / "loss.png").exists()
+    assert_same(path, whole(*TWO))
 
 
 @pytest.mark.parametrize(("first", "then"), [
@@ -214,9 +222,8 @@ def test_a_resume_on_another_layout_goes_on_alike(ranks, recipe, whole, tmp_path
         assert ours == (pytest.approx(theirs, rel=2e-4) if ours["step"] > 4 else theirs)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_stop_signal_to_one_rank_ends_all_with_a_checkpoint(ranks, recipe, whole, tmp_path, number):
-    path = tmp_path / "stopped"
+def test_a_stop_signal_to_one_rank_ends_all_with_a_checkpoint(ranks, recipe, whole, tmp_path):
+    path, number = tmp_path / "stopped", signal.SIGUSR1
     assert run(ranks, recipe, path, *TWO, resume=False, before=(signal_at, 3, 1, number)) == 128 + number
     assert [row["step"] for row in rows(path)] == [1, 2, 3]
     assert (path / "checkpoints" / "step_3" / "manifest.json").exists() and not (path / "DONE").exists()
