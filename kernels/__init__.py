@@ -3,9 +3,12 @@
 from kernels.convolution import causal_convolution
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.experts import expert_ffn
+from kernels.rms_norm import rms_norm
+from kernels.rotary import rotate_halves
 from kernels.selective_scan import selective_scan, selective_step
 from kernels.ssd import ssd, ssd_step
 
 __all__ = [
-    "causal_convolution", "expert_ffn", "linear_cross_entropy", "selective_scan", "selective_step", "ssd", "ssd_step",
+    "causal_convolution", "expert_ffn", "linear_cross_entropy", "rms_norm", "rotate_halves", "selective_scan",
+    "selective_step", "ssd", "ssd_step",
 ]

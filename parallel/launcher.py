@@ -20,7 +20,7 @@ from typing import IO
 PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # A rank that leaves with one of these has said why: a user's mistake, or a stop that was asked for by a signal.
-EXPLAINED_CODES = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+EXPLAINED_CODES = (2, *(128 + number for number in FORWARDED))
 SECONDS_TO_LEAVE = 5.0  # for the other ranks, once one has failed
 SECONDS_BETWEEN_LOOKS = 0.02
 SHOWN_BYTES = 8000  # of the output of a rank other than 0 that failed

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from kernels import rotate_halves
+
 
 def frequencies(settings, device: torch.device) -> Tensor:
     """Angle per position of each rotated pair, in radians: float64 [N], N = rope_fraction * head_dim / 2.
@@ -38,7 +40,4 @@ def rotate(x_BSHP: Tensor, position_BS: Tensor, frequency_N: Tensor) -> Tensor:
     dtype = torch.promote_types(x_BSHP.dtype, torch.float32)
     angle_BS1N = position_BS[:, :, None, None] * frequency_N
     cos_BS1N, sin_BS1N = angle_BS1N.cos().to(dtype), angle_BS1N.sin().to(dtype)
-    num_pairs = frequency_N.shape[0]
-    first, second, rest = x_BSHP.to(dtype).split([num_pairs, num_pairs, x_BSHP.shape[-1] - 2 * num_pairs], dim=-1)
-    rotated = first * cos_BS1N - second * sin_BS1N, second * cos_BS1N + first * sin_BS1N
-    return torch.cat((*rotated, rest) if rest.shape[-1] else rotated, dim=-1).to(x_BSHP.dtype)
+    return rotate_halves(x_BSHP.to(dtype), cos_BS1N, sin_BS1N).to(x_BSHP.dtype)

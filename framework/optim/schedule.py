@@ -15,10 +15,10 @@ def warmup_factor(step: int, warmup_steps: int) -> float:
 
 
 def decay_shape(optim: Optim, step: int, num_steps: int) -> float:
-    """1 at the peak, 0 where the final learning rate holds; the last step (`num_steps`) is at 0.
+    """1 at the peak, 0 where the final learning rate holds, which a decay reaches at the last step (`num_steps`).
 
-    cosine: half a period from the end of warm-up on; trapezoid: linear over the last `decay_fraction` of all steps;
-    constant: 1 throughout.
+    cosine: half a period from the end of warm-up on; trapezoid: linear over the last `decay_fraction` of all steps,
+    so none with a fraction of 0; constant: 1 throughout.
     """
     if optim.schedule == "constant":
         return 1.0

@@ -19,8 +19,11 @@ class ConsoleHandler(logging.Handler):
         self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
-def log_to(console: Console, folder: Path | None = None) -> None:
-    """Send the project's lines to a console and, with a folder, to its file `log` with time and module."""
+def log_to(console: Console, folder: Path | None) -> None:
+    """Send the project's lines to a console and to the folder's file `log`, there with time and module.
+
+    folder: None on ranks other than 0, of which only warnings are worth a line.
+    """
     handlers: list[logging.Handler] = [ConsoleHandler(console)]
     if folder is not None:
         file = logging.FileHandler(folder / "log")
@@ -28,6 +31,6 @@ def log_to(console: Console, folder: Path | None = None) -> None:
         handlers.append(file)
     for package in PACKAGES:
         logger = logging.getLogger(package)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.WARNING if folder is None else logging.INFO)
         logger.handlers = handlers
         logger.propagate = False

@@ -14,11 +14,12 @@ from framework.recipe import sizes
 from framework.training import callbacks as watchers
 from framework.training.budget import make_budget
 from framework.training.checkpoint import Checkpointer, model_tensors, optimizer_tensors
+from framework.training.data_state import hold_data
 from framework.training.files import write_atomically
 from framework.training.loop import Loop
 from framework.training.metrics import cut_rows_after
 from framework.training.peers import Peers
-from framework.training.setup import build_model, make_mesh, open_data_together, store_tokenizer
+from framework.training.setup import build_model, make_mesh, open_data_together
 from framework.training.trainer import Progress, Trainer
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Run:
         self.loaded, self.recipe, self.path, self.peers, self.console = loaded, loaded.recipe, path, peers, console
         self.budget = make_budget(self.recipe.data, self.recipe.training)
         self.data = open_data_together(self.recipe, peers)
+        peers.lead(lambda: hold_data(self.data, path))
         mesh = make_mesh(self.recipe.parallel, peers.count, device)
         model = build_model(loaded, mesh, device)
         optimizer = build_adamw(model, self.recipe.optim)
@@ -46,7 +48,6 @@ class Run:
         first_step = self._restore() + 1
         if self.peers.leads:
             cut_rows_after(self.path, first_step - 1)
-            store_tokenizer(self.data, self.path)
         facts = sizes(self.loaded.architecture, self.recipe.data.seq_len)
         logger.info("%s: %s parameters, %s active; from step %d to %d on %d ranks", self.path.name,
                     f"{facts['params_total']:,}", f"{facts['params_active']:,}", first_step, self.budget.num_steps,

@@ -1,10 +1,14 @@
 """The folder of a run: where everything stands, who may write there, and what a resume may change.
 
     recipe.yaml     the resolved recipe          origins.json    where each of its values came from
+    data.json       what data it is on           tokenizer.*     a copy of its tokenizer
     metrics.jsonl   one JSON object a line       tensorboard/    the same as curves
     checkpoints/    step_N/                      loss.png        drawn at the end
     code/           commit and diff of the code  log             what rank 0 said
     stacks/         written by the watchdog      DONE            the last step, when training is over
+    .lock           held by the one writer
+
+and, where the recipe asks for them, profile/, memory/ and wandb_id.
 """
 
 from __future__ import annotations

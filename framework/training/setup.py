@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,16 +48,6 @@ def build_model(loaded: Loaded, mesh: Mesh, device: torch.device) -> LanguageMod
         model = build_language_model(loaded.architecture)
     model = parallelize(model, mesh, dtype=getattr(torch, training.dtype), compile=training.compile)
     model.to_empty(device=device)
-    for buffer in model.buffers():  # selection biases, which start at zero
-        buffer.zero_()
     initialize(model, loaded.recipe.parametrization.init, training.seed)
     return model
 
-
-def store_tokenizer(data: DataSet, folder: Path) -> None:
-    """Copy the tokenizer into the run folder, which then generates text on its own."""
-    if data.tokenizer is not None:
-        shutil.copyfile(data.tokenizer.path, folder / f"tokenizer{data.tokenizer.path.suffix}")
-        config = data.tokenizer.path.with_name("tokenizer_config.json")
-        if data.tokenizer.path.suffix == ".json" and config.is_file():
-            shutil.copyfile(config, folder / config.name)

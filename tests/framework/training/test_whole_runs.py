@@ -300,3 +300,14 @@ def test_a_wrong_number_of_ranks_is_one_line(ranks, recipe, tmp_path):
 
     with pytest.raises(RankError, match="UserError: 1 ranks were started, but the recipe's layout needs 2"):
         ranks.run(1, train_on_rank, recipe, tmp_path / "a", [*TWO])
+
+
+def test_a_resume_on_other_text_is_refused(ranks, tmp_path):
+    from parallel.pool import RankError
+
+    recipe = write_recipe(tmp_path)
+    assert run(ranks, recipe, tmp_path / "run", "training.steps=1") == 0
+    with (tmp_path / "corpus" / "3.txt").open("a") as file:
+        file.write("one more line\n")
+    with pytest.raises(RankError, match="started on other data"):
+        run(ranks, recipe, tmp_path / "run", "training.steps=2", resume=True)
