@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
-INSTALLED := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed-$(TORCH)
 
 .PHONY: demo test install lint clean
 
@@ -22,10 +22,11 @@ $(INSTALLED): pyproject.toml
 	$(VENV)/bin/pip install --quiet --upgrade pip
 	$(VENV)/bin/pip install --quiet "$(TORCH)"
 	$(VENV)/bin/pip install --quiet --editable ".[test]"
+	rm -f $(VENV)/.installed-*
 	touch $@
 
 lint: install
 	$(VENV)/bin/ruff check .
 
 clean:
-	rm -rf $(VENV) runs data
+	rm -rf $(VENV)

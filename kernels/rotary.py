@@ -32,10 +32,7 @@ class _RotateHalves(torch.autograd.Function):
 
 def _rotated(x_BSHP: Tensor, cos_BS1N: Tensor, sin_BS1N: Tensor) -> Tensor:
     num_pairs, head_dim = cos_BS1N.shape[-1], x_BSHP.shape[-1]
-    parts = [num_pairs, num_pairs, head_dim - 2 * num_pairs]
-    y_BSHP = torch.empty_like(x_BSHP, memory_format=torch.contiguous_format)
-    (first, second, rest), (y_first, y_second, y_rest) = x_BSHP.split(parts, -1), y_BSHP.split(parts, -1)
-    torch.mul(first, cos_BS1N, out=y_first).addcmul_(second, sin_BS1N, value=-1)
-    torch.mul(second, cos_BS1N, out=y_second).addcmul_(first, sin_BS1N)
-    y_rest.copy_(rest)
-    return y_BSHP
+    first, second, rest = x_BSHP.split([num_pairs, num_pairs, head_dim - 2 * num_pairs], -1)
+    cos, sin = torch.cat((cos_BS1N, cos_BS1N), -1), torch.cat((-sin_BS1N, sin_BS1N), -1)
+    turned = (x_BSHP[..., : 2 * num_pairs] * cos).addcmul_(torch.cat((second, first), -1), sin)
+    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned

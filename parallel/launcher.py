@@ -19,8 +19,9 @@ from typing import IO
 
 PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# A rank that leaves with one of these has said why: a user's mistake, or a stop that was asked for by a signal.
-EXPLAINED_CODES = (2, *(128 + number for number in FORWARDED))
+# A rank that leaves with one of these has said why: a user's mistake, a stop that was asked for by a signal, or a
+# watchdog that rang.
+EXPLAINED_CODES = (2, *(128 + number for number in (*FORWARDED, signal.SIGALRM)))
 SECONDS_TO_LEAVE = 5.0  # for the other ranks, once one has failed
 SECONDS_BETWEEN_LOOKS = 0.02
 SHOWN_BYTES = 8000  # of the output of a rank other than 0 that failed
@@ -66,6 +67,7 @@ def _start(command: Sequence[str], rank: int, num_ranks: int, listener: socket.s
         "RANK": str(rank),
         "WORLD_SIZE": str(num_ranks),
         "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(listener.getsockname()[1]),
         "UPMIX_LISTENER": str(listener.fileno()),

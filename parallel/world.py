@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -11,16 +12,21 @@ import torch.distributed as dist
 
 from parallel.place import Place
 
+log = logging.getLogger(__name__)
+
 TIMEOUT = datetime.timedelta(minutes=30)
 
 
-def choose_device(local_rank: int) -> torch.device:
-    """The GPU of this rank where the machine has GPUs, else the CPU. Raises ValueError if GPUs are too few."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_rank >= (num_gpus := torch.cuda.device_count()):
-        raise ValueError(f"rank {local_rank} of this machine has no GPU of its own: there are {num_gpus}")
-    return torch.device("cuda", local_rank)
+def choose_device(place: Place) -> torch.device:
+    """A GPU of this rank's own, or the CPU where the machine's GPUs are fewer than its ranks."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if place.local_size <= num_gpus:
+        return torch.device("cuda", place.local_rank)
+    if num_gpus == 1 and place.one_gpu:
+        return torch.device("cuda", 0)
+    if num_gpus and place.rank == 0:
+        log.warning("%d ranks on this machine, but %d GPUs: all ranks compute on the CPU", place.local_size, num_gpus)
+    return torch.device("cpu")
 
 
 @contextlib.contextmanager
@@ -33,8 +39,10 @@ def join(place: Place, device: torch.device) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # No tidy leave-taking: the others may be waiting within a collective, and end when this process does.
         _report_failure(place)
+        # gloo's threads must not outlive the interpreter. NCCL would wait for the others, who may be in a collective.
+        if device.type == "cpu":
+            dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 
@@ -57,10 +65,11 @@ def _store(place: Place) -> dist.Store:
 
 
 def _slurm_address() -> tuple[str, int]:
-    """The first machine of the step, and a port that two jobs do not share."""
+    """The first machine of the step, and a port that neither two jobs nor two steps of a job are likely to share."""
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_NODELIST"]
     prefix, first = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes).groups()
-    return prefix + (first or ""), 20000 + int(os.environ["SLURM_JOB_ID"]) % 10000
+    number = int(os.environ["SLURM_JOB_ID"]) + 997 * int(os.environ["SLURM_STEP_ID"])
+    return prefix + (first or ""), 20000 + number % 10000
 
 
 def _report_failure(place: Place) -> None:

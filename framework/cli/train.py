@@ -55,7 +55,7 @@ def _be_a_rank(place, loaded, path: Path, resume: bool) -> int:
     from parallel import choose_device, join
 
     try:
-        device = choose_device(place.local_rank)
+        device = choose_device(place)
         with join(place, device):
             return train(loaded, path, resume, device)
     except TrainingFailure as error:

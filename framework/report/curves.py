@@ -1,4 +1,4 @@
-"""Loss curves over steps, tokens, or tokens per active parameter; runs that differ by seed share one band."""
+"""Curves of metrics over steps, tokens, or tokens per active parameter; runs that differ by seed share one band."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,15 +11,24 @@ from framework.report.figure import figure
 from framework.report.runs import Run
 
 AXES = {"steps": "optimizer steps", "tokens": "tokens", "tokens_per_param": "tokens / active parameters"}
+LOSSES = ("loss", "val_bits_per_byte")
 EVALUATED = "val_"
 
 
 def positions(run: Run, metric: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
     """(x, values) of one run's metric along an axis of AXES."""
-    steps, tokens, values = run.series(metric)
-    if axis == "tokens_per_param":
-        return tokens / run.sizes["params_active"], values
-    return (steps if axis == "steps" else tokens), values
+    steps, values = run.series(metric)
+    return along(run, steps, axis), values
+
+
+def along(run: Run, steps: np.ndarray, axis: str) -> np.ndarray:
+    """Where steps of a run lie on an axis of AXES. Raises UserError for another axis."""
+    if axis not in AXES:
+        raise UserError(f"axis {axis!r} is not known; allowed: {', '.join(AXES)}")
+    if axis == "steps":
+        return steps
+    tokens = run.tokens_at(steps)
+    return tokens / run.sizes["params_active"] if axis == "tokens_per_param" else tokens
 
 
 def groups(runs: Sequence[Run]) -> list[list[Run]]:
@@ -40,12 +49,11 @@ def mean_and_spread(
     return np.array(common), rows.mean(0), rows.min(0), rows.max(0)
 
 
-def draw_losses(
-    runs: Sequence[Run], out: Path, axis: str = "steps", metrics: Sequence[str] = ("loss", "val_bits_per_byte")
-) -> Path:
-    """One panel a metric, one line a group of seeds (its mean; the band spans lowest to highest). Returns `out`."""
-    if axis not in AXES:
-        raise UserError(f"axis {axis!r} is not known; allowed: {', '.join(AXES)}")
+def draw_curves(runs: Sequence[Run], out: Path, axis: str = "steps", metrics: Sequence[str] = LOSSES) -> Path:
+    """One panel a metric, one line a group of seeds (its mean; the band spans lowest to highest). Returns `out`.
+
+    Raises UserError where no run holds any of the metrics.
+    """
     shown = [metric for metric in metrics if any(len(run.series(metric)[0]) for run in runs)]
     if not shown:
         raise UserError(f"none of the runs holds a value of {', '.join(metrics)}")

@@ -39,13 +39,16 @@ class Run:
         names = sorted({name for row in rows for name, value in row.items() if isinstance(value, int | float)})
         return {name: np.array([row.get(name, np.nan) for row in rows], dtype=float) for name in names}
 
-    def series(self, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(steps, tokens, values) of the rows that hold the metric, whatever their kind."""
+    def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) of the rows that hold the metric, whatever their kind."""
         rows = [row for row in self.rows if isinstance(row.get(metric), int | float)]
-        tokens = self.table("train")
-        steps = np.array([row["step"] for row in rows], dtype=float)
-        seen = np.interp(steps, tokens["step"], tokens["tokens"]) if len(rows) else steps
-        return steps, seen, np.array([row[metric] for row in rows], dtype=float)
+        pairs_R2 = np.array([(row["step"], row[metric]) for row in rows], dtype=float).reshape(-1, 2)
+        return pairs_R2[:, 0], pairs_R2[:, 1]
+
+    def tokens_at(self, steps: np.ndarray) -> np.ndarray:
+        """Tokens seen after each of the steps."""
+        table = self.table("train")
+        return np.interp(steps, table["step"], table["tokens"])
 
     def without_seed(self) -> str:
         """A key equal for runs that differ in nothing but the seed."""

@@ -62,9 +62,9 @@ class Run:
     def finish(self) -> None:
         """Draw the loss and write DONE, which says that nothing is left to do."""
         if self.peers.leads:
-            from framework.report import draw_losses, load_runs
+            from framework.report import draw_curves, load_runs
 
-            draw_losses(load_runs([self.path]), self.path / "loss.png")
+            draw_curves(load_runs([self.path]), self.path / "loss.png")
             write_atomically(self.path / "DONE", f"{self.budget.num_steps}\n")
         self.peers.barrier()
 

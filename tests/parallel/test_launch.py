@@ -19,7 +19,7 @@ JOIN = """
     import torch, torch.distributed as dist
     from parallel import choose_device, find_place, join
     place = find_place()
-    device = choose_device(place.local_rank)
+    device = choose_device(place)
     with join(place, device):
         total = torch.tensor(place.rank + 1.0, device=device)
         dist.all_reduce(total)
@@ -76,7 +76,7 @@ def pids(folder: Path, num_ranks: int) -> list[int]:
 def test_ranks_join_and_only_rank_0_speaks(script):
     result = run(2, script("print(f'{place} {total.item()} {dist.get_backend()}')"))
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "Place(rank=0, size=2, local_rank=0) 3.0 gloo\n"
+    assert result.stdout == "Place(rank=0, size=2, local_rank=0, local_size=2, one_gpu=False) 3.0 gloo\n"
 
 
 def test_the_rank_that_raised_is_the_one_told_and_ends_all(script):

@@ -34,7 +34,8 @@ def load_balance_loss(scores_BSE: Tensor, rows_BE: Tensor, tokens_per_sequence: 
     those here, and what comes out is their share of the sum.
     """
     probability_BSE = scores_BSE / scores_BSE.sum(-1, keepdim=True)
-    share_BE = rows_BE / rows_BE.sum(-1, keepdim=True)
+    # Where experts choose by position, a sequence may have no row at all.
+    share_BE = rows_BE / rows_BE.sum(-1, keepdim=True).clamp(min=1)
     num_experts = scores_BSE.shape[-1]
     return num_experts * (share_BE * probability_BSE.sum(1)).sum() / tokens_per_sequence
 

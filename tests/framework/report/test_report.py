@@ -27,7 +27,8 @@ def write_run(tmp_path):
         folder.mkdir()
         recipe = {"model": MODEL, "training": {"steps": steps, "seed": seed}, "optim": {"lr": lr}}
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        rows = [{"kind": "train", "step": s, "loss": 5.0 - s + seed, "tokens": 100 * s} for s in range(1, steps + 1)]
+        rows = [{"kind": "train", "step": s, "loss": 5.0 - s + seed, "tokens": 100 * s, "expert_load_max": 2.0}
+                for s in range(1, steps + 1)]
         rows += [{"kind": "eval", "step": steps, "val_loss": 2.0, "val_bits_per_byte": 1.5}]
         rows += [{"kind": "experts", "step": steps, "load": {"layers.1": [0.5, 0.3, 0.1, 0.1, 0, 0, 0, 0]}}]
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -81,7 +82,7 @@ def test_command_writes_pictures_and_table(write_run, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code
-    for name in ("loss.png", "experts_a.png", "experts_b.png"):
+    for name in ("loss.png", "expert_load.png", "experts_a.png", "experts_b.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 12 and {row["run"] for row in rows} == {"a", "b"} and rows[0]["loss"] == "4.0"

@@ -54,15 +54,14 @@ PLAIN = {
 
 def theirs(family, block, options, dtype):
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    config_class = getattr(module, next(name for name in dir(module) if name.endswith("Config") and name != "PreTrainedConfig"
-                                        and name.lower().startswith(family.replace("_", ""))))
-    config = config_class(**SIZES, **options)
+    name = next(name for name in dir(module) if name.lower() == family.replace("_", "") + "config")
+    config = getattr(module, name)(**SIZES, **options)
     config._experts_implementation = "eager"
     torch.manual_seed(0)
     block = getattr(module, block)(config)
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    if hasattr(block.gate if hasattr(block, "gate") else block, "e_score_correction_bias"):
+    if family == "deepseek_v3":
         block.gate.e_score_correction_bias.normal_(std=0.2)
     return block.to(dtype)
 
@@ -105,7 +104,8 @@ def test_load_balance_loss_of_one_forward_equals_transformers():
     """Theirs counts rows per token, so it is top_k times ours."""
     from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
-    settings = MoE(num_experts=NUM_EXPERTS, top_k=TOP_K, d_expert=4, load_balance_weight=1.0, load_balance_over="forward")
+    sizes = dict(num_experts=NUM_EXPERTS, top_k=TOP_K, d_expert=4)
+    settings = MoE(**sizes, load_balance_weight=1.0, load_balance_over="forward")
     moe = MixtureOfExperts(D_MODEL, settings, 1e-5)
     torch.manual_seed(0)
     for parameter in moe.parameters():
