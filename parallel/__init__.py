@@ -10,7 +10,7 @@ import importlib
 _HOMES = {
     "AllToAllDispatcher": "dispatch",
     "Mesh": "mesh",
-    "MeshSizes": "mesh",
+    "MeshSizes": "mesh_sizes",
     "Place": "place",
     "RankPool": "pool",
     "choose_device": "world",

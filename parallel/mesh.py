@@ -6,46 +6,9 @@ A parameter is sharded over axes of one mesh only: dense ones over `dense_shards
 `expert_shards` and `ep`.
 """
 
-from dataclasses import dataclass
-
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-
-@dataclass(frozen=True)
-class MeshSizes:
-    """Degree of each axis. The world has pp * dp_replicate * dp_shard * cp * tp ranks.
-
-    Raises ValueError where a degree is below one or ep does not divide dp_shard * cp * tp.
-    """
-
-    dp_replicate: int = 1
-    dp_shard: int = 1
-    cp: int = 1
-    tp: int = 1
-    pp: int = 1
-    ep: int = 1
-
-    def __post_init__(self) -> None:
-        for axis, degree in vars(self).items():
-            if degree < 1:
-                raise ValueError(f"{axis}={degree}, but a degree is at least 1")
-        if self.one_copy % self.ep:
-            raise ValueError(f"ep={self.ep} must divide dp_shard*cp*tp={self.dp_shard}*{self.cp}*{self.tp}")
-
-    @property
-    def one_copy(self) -> int:
-        """Ranks that together hold one copy of a pipeline stage."""
-        return self.dp_shard * self.cp * self.tp
-
-    @property
-    def expert_dp(self) -> int:
-        """Ranks of one copy that hold the same experts."""
-        return self.one_copy // self.ep
-
-    @property
-    def world(self) -> int:
-        """Ranks in all."""
-        return self.pp * self.dp_replicate * self.one_copy
+from parallel.mesh_sizes import MeshSizes
 
 
 class Mesh:
@@ -86,7 +49,7 @@ class Mesh:
         # What `fully_shard` takes for experts.
         self.expert_shards = experts["dp_replicate", "expert_dp"] if s.dp_replicate > 1 else experts["expert_dp"]
 
-        data = self._shape(pp=s.pp, batch=s.dp_replicate * s.dp_shard, sequence=s.cp * s.tp)
+        data = self._shape(pp=s.pp, batch=s.batch, sequence=s.cp * s.tp)
         # Who loads which data: rank r of n takes the r-th of n equal shares of the sequences. Ranks that differ
         # only in pp, cp or tp are the same rank here and load the same sequences.
         self.batch = data["batch"]

@@ -30,12 +30,15 @@ def choose_device(place: Place) -> torch.device:
 
 
 @contextlib.contextmanager
-def join(place: Place, device: torch.device) -> Iterator[None]:
-    """Be a rank of the default process group within the block. Tensors on the CPU go over gloo, on CUDA over NCCL."""
+def join(place: Place, device: torch.device, timeout: datetime.timedelta = TIMEOUT) -> Iterator[None]:
+    """Be a rank of the default process group within the block. Tensors on the CPU go over gloo, on CUDA over NCCL.
+
+    timeout: of a collective, for the ranks that are there.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_store(place), rank=place.rank, world_size=place.size, timeout=TIMEOUT)
+    dist.init_process_group(backend, store=_store(place), rank=place.rank, world_size=place.size, timeout=timeout)
     try:
         yield
     except BaseException:

@@ -19,14 +19,19 @@ def command(
 
     from framework.data import open_data
     from framework.training import evaluate, load_run
+    from framework.training.data_state import refuse_other_data
+    from framework.training.preconditions import mesh_sizes
+    from framework.training.shares import forward_size
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = load_run(run, step, device)
     recipe = found.loaded.recipe
-    validation = open_data(recipe.data, recipe.model.vocab_size, recipe.training.seed).validation
+    data = open_data(recipe.data, recipe.model.vocab_size, recipe.training.seed)
+    refuse_other_data(data, run)
+    validation = data.validation
     if validation.num_windows == 0:
         raise UserError(f"{run}: nothing is held out (data.validation_fraction={recipe.data.validation_fraction})")
-    batch_size = recipe.data.micro_batch_size or recipe.data.batch_size
+    batch_size = forward_size(recipe.data, mesh_sizes(recipe.parallel).batch)
     measured = evaluate(found.model, validation, batch_size, recipe.data.isolate_documents, device)
     if as_json:
         print(json.dumps({"step": found.step, **vars(measured), "tokens": validation.num_tokens}))

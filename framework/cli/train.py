@@ -2,12 +2,11 @@
 
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from framework.errors import UserError
 
 
 def command(
@@ -32,17 +31,18 @@ def _start_ranks(loaded, path: Path, resume: bool) -> int:
     """Refuse or prepare what needs one process alone, then run this command once for each rank."""
     from framework.data import open_data
     from framework.training import Admission, admit
+    from framework.training.preconditions import mesh_sizes, require_packages
     from parallel import launch
 
     if admit(path, loaded, resume) is Admission.FINISHED:
         print(f"{path}: finished already", file=sys.stderr)
         return 0
     recipe = loaded.recipe
+    require_packages(recipe.training)
     open_data(recipe.data, recipe.model.vocab_size, recipe.training.seed)
-    layout = recipe.parallel
-    num_ranks = layout.dp_replicate * layout.dp_shard * layout.cp * layout.tp * layout.pp
     # -P: a folder of the working directory must not pass for one of our packages.
-    code = launch([sys.executable, "-P", "-c", "from framework.cli import main; main()", *sys.argv[1:]], num_ranks)
+    code = launch([sys.executable, "-P", "-c", "from framework.cli import main; main()", *sys.argv[1:]],
+                  mesh_sizes(recipe.parallel).world)
     if code == 128 + signal.SIGALRM:
         stall = f"{recipe.training.stall_minutes:g} minutes"
         print(f"no step ended for {stall} (training.stall_minutes); where each rank stood: {path / 'stacks'}",
@@ -56,10 +56,13 @@ def _be_a_rank(place, loaded, path: Path, resume: bool) -> int:
 
     try:
         device = choose_device(place)
-        with join(place, device):
+        with join(place, device, _patience(loaded.recipe.training.stall_minutes)):
             return train(loaded, path, resume, device)
     except TrainingFailure as error:
         print(f"upmix: {error}", file=sys.stderr)
         return 1
-    except ValueError as error:
-        raise error if isinstance(error, UserError) else UserError(str(error)) from error
+
+
+def _patience(stall_minutes: float | None) -> timedelta:
+    """How long a rank waits for others in a collective: longer than the watchdog, which tells where they stand."""
+    return timedelta(days=30) if stall_minutes is None else timedelta(minutes=stall_minutes + 30)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: locks, atomic folders and files, and where data lives."""
+"""Files that appear whole or not at all: locks, atomic folders, and where data lives."""
 
 import fcntl
 import os
@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from framework.files import force_to_disk
 
 
 def data_root() -> Path:
@@ -34,29 +36,8 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     try:
         yield partial
         for path in [*partial.iterdir(), partial]:
-            _flush(path)
+            force_to_disk(path)
         partial.rename(final)
-        _flush(final.parent)
+        force_to_disk(final.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_atomically(final: Path, content: bytes) -> None:
-    """Write a file that is never seen half written."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.parent / f".{final.name}.{os.getpid()}.partial"
-    try:
-        partial.write_bytes(content)
-        _flush(partial)
-        partial.replace(final)
-        _flush(final.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from framework.data.corpora import Corpus
 from framework.data.sources import Holdout, units
-from framework.data.storage import write_atomically
 from framework.data.tokenizers import Tokenizer, load_tokenizer
 from framework.errors import UserError
+from framework.files import write_atomically
 
 SAMPLE_BYTES_PER_ENTRY = 2048
 SMALLEST_SAMPLE = 4 << 20
@@ -55,6 +55,7 @@ def train_tokenizer(
         SentencePieceTrainer.train(sentence_iterator=sentences, model_writer=model, vocab_size=vocab_size, **SETTINGS)
     except RuntimeError as error:
         raise UserError(f"tokenizer of {vocab_size} entries on corpus {corpus.name}: {_reason(error)}") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, model.getvalue())
     return load_tokenizer(out)
 

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import framework
-from framework.training.files import write_atomically
+from framework.files import write_atomically
 
 
 def write_code_state(folder: Path) -> str:

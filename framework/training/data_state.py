@@ -9,28 +9,50 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework.errors import UserError
-from framework.training.files import write_atomically
+from framework.files import write_atomically
 
 if TYPE_CHECKING:
     from framework.data import DataSet
+    from framework.training.peers import Peers
 
 FILE_NAME = "data.json"
 
 
 def hold_data(data: DataSet, folder: Path) -> None:
-    """Store what the data is, and its tokenizer, or compare with what an earlier start of the run stored.
-
-    Raises UserError where they differ. Sizes and the tokenizer's hash are compared, not places and times of files, so
-    that a corpus may be copied.
-    """
-    facts = _facts(data)
-    path = folder / FILE_NAME
-    if path.exists() and (stored := json.loads(path.read_text())) != facts:
-        key = next(key for key in facts if facts[key] != stored.get(key))
-        raise UserError(f"{folder}: the run was started on other data ({key} was {stored.get(key)}, now {facts[key]}); "
-                        "allowed: the same data, or another --name")
+    """Store what the data is, and its tokenizer; what an earlier start of the run stored must be the same."""
+    if (folder / FILE_NAME).exists():
+        refuse_other_data(data, folder)
     _store_tokenizer(data, folder)
-    write_atomically(path, json.dumps(facts, indent=1) + "\n")
+    write_atomically(folder / FILE_NAME, json.dumps(_facts(data), indent=1) + "\n")
+
+
+def refuse_other_data(data: DataSet, folder: Path) -> None:
+    """Raise UserError where the data is not what a run was started on, or the run does not tell.
+
+    Sizes and the tokenizer's hash are compared, not places and times of files, so that a corpus may be copied.
+    """
+    try:
+        stored = dict(json.loads((folder / FILE_NAME).read_text()))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{folder / FILE_NAME}: cannot be read; it tells what data the run was started on") from None
+    facts = _facts(data)
+    if key := _first_difference(stored, facts):
+        raise UserError(f"{folder}: the run was started on other data ({key} was {stored.get(key)}, now "
+                        f"{facts.get(key)}); allowed: the same data, or another --name")
+
+
+def require_same_data(data: DataSet, peers: Peers) -> None:
+    """Collective; raise UserError where the data of some ranks is not that of rank 0: each machine may have its own."""
+    first, *others = peers.gather(_facts(data))
+    for rank, facts in enumerate(others, start=1):
+        if key := _first_difference(first, facts):
+            raise UserError(f"rank {rank} has other data than rank 0 ({key} is {facts[key]}, on rank 0 {first[key]}); "
+                            "allowed: the same data on all machines")
+
+
+def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The key of a fact that differs."""
+    return next((key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)), None)
 
 
 def _facts(data: DataSet) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from framework.training.callbacks import Callback
 from framework.training.checkpoint import Checkpointer, model_tensors, optimizer_tensors
 from framework.training.evaluation import Evaluation, evaluate
 from framework.training.rows import eval_row, experts_row, train_row, wants_experts_row
+from framework.training.shares import forward_size
 from framework.training.signals import StopRequest
 from framework.training.trainer import StepResult, Trainer
 from parallel.collectives import all_sum
@@ -36,7 +37,7 @@ class Loop:
         Asked to stop, it ends the step under way, saves, and returns.
         """
         num_steps, stopped = self.budget.num_steps, 0
-        with StopRequest() as request:
+        with StopRequest() as request, self.checkpointer:
             for step in range(first_step, num_steps + 1):
                 self._each("begin", step)
                 result = self.trainer.step(step, request)
@@ -50,7 +51,6 @@ class Loop:
                 self._each("end", step)
                 if stopped:
                     break
-        self.checkpointer.wait()
         return stopped
 
     def _report(self, step: int, result: StepResult) -> None:
@@ -65,9 +65,8 @@ class Loop:
 
     def _evaluate(self) -> Evaluation:
         trainer, batch = self.trainer, self.trainer.mesh.batch
-        share = self.recipe.data.batch_size // batch.size()
         measured = evaluate(
-            trainer.model, trainer.data.validation, self.recipe.data.micro_batch_size or share,
+            trainer.model, trainer.data.validation, forward_size(self.recipe.data, batch.size()),
             self.recipe.data.isolate_documents, trainer.device, batch.get_local_rank(), batch.size(),
             sum_over_ranks=lambda nats: all_sum(nats, dist.group.WORLD),
             after_batch=lambda: self._each("beat"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.errors import UserError
-from framework.training.files import write_atomically
+from framework.files import write_atomically
 
 FILE_NAME = "metrics.jsonl"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ import torch.distributed as dist
 from framework.errors import UserError
 
 Result = TypeVar("Result")
+# Others wait here while rank 0 prepares a corpus. A rank that dies ends the wait at once; the watchdog ends a hang.
+PATIENCE = datetime.timedelta(days=30)
 
 
 class Peers:
@@ -21,7 +24,7 @@ class Peers:
 
     def __init__(self) -> None:
         alone = not dist.is_initialized() or dist.get_world_size() == 1
-        self.group = None if alone else dist.new_group(backend="gloo")
+        self.group = None if alone else dist.new_group(backend="gloo", timeout=PATIENCE)
         self.rank = 0 if alone else dist.get_rank()
         self.count = 1 if alone else dist.get_world_size()
 

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from framework.files import write_atomically
 from framework.optim import build_adamw
 from framework.recipe import sizes
 from framework.training import callbacks as watchers
 from framework.training.budget import make_budget
 from framework.training.checkpoint import Checkpointer, model_tensors, optimizer_tensors
-from framework.training.data_state import hold_data
-from framework.training.files import write_atomically
+from framework.training.data_state import hold_data, require_same_data
 from framework.training.loop import Loop
 from framework.training.metrics import cut_rows_after
 from framework.training.peers import Peers
-from framework.training.setup import build_model, make_mesh, open_data_together
+from framework.training.preconditions import mesh_sizes
+from framework.training.setup import build_model, open_data_together
 from framework.training.trainer import Progress, Trainer
+from parallel import Mesh
 
 if TYPE_CHECKING:
     from framework.recipe import Loaded
@@ -35,8 +37,9 @@ class Run:
         self.loaded, self.recipe, self.path, self.peers, self.console = loaded, loaded.recipe, path, peers, console
         self.budget = make_budget(self.recipe.data, self.recipe.training)
         self.data = open_data_together(self.recipe, peers)
+        require_same_data(self.data, peers)
         peers.lead(lambda: hold_data(self.data, path))
-        mesh = make_mesh(self.recipe.parallel, peers.count, device)
+        mesh = Mesh(mesh_sizes(self.recipe.parallel), device.type)
         model = build_model(loaded, mesh, device)
         optimizer = build_adamw(model, self.recipe.optim)
         self.trainer = Trainer(self.recipe, self.budget, mesh, model, optimizer, self.data)

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from framework.errors import UserError
+from framework.files import write_atomically
 from framework.training.budget import make_budget
 from framework.training.code_state import write_code_state
-from framework.training.files import write_atomically
 from framework.training.lock import lock_folder
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The parts of a run: data, mesh, model."""
+"""The parts of a run: data and model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from framework.model import LanguageModel, build_language_model
 from framework.parallelize import parallelize
 from framework.parametrization import initialize
 from framework.training.peers import Peers
-from parallel import Mesh, MeshSizes
+from parallel import Mesh
 
 if TYPE_CHECKING:
     from framework.data import DataSet
     from framework.recipe import Loaded
-    from framework.recipe.schema import Parallel, Recipe
-
-AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep")
+    from framework.recipe.schema import Recipe
 
 
 def open_data_together(recipe: Recipe, peers: Peers) -> DataSet:
@@ -32,22 +30,18 @@ def open_data_together(recipe: Recipe, peers: Peers) -> DataSet:
     return opened()
 
 
-def make_mesh(layout: Parallel, num_ranks: int, device: torch.device) -> Mesh:
-    """The mesh of a layout. Raises UserError where another number of ranks was started."""
-    degrees = MeshSizes(**{axis: getattr(layout, axis) for axis in AXES})
-    if degrees.world != num_ranks:
-        raise UserError(f"{num_ranks} ranks were started, but the recipe's layout needs {degrees.world} "
-                        "(dp_replicate * dp_shard * cp * tp * pp)")
-    return Mesh(degrees, device.type)
-
-
 def build_model(loaded: Loaded, mesh: Mesh, device: torch.device) -> LanguageModel:
-    """The recipe's model, split over the mesh, initialised; no rank ever holds more than its part."""
+    """The recipe's model, split over the mesh, initialised; no rank ever holds more than its part.
+
+    Raises UserError where the model cannot be split so.
+    """
     training = loaded.recipe.training
     with torch.device("meta"):
         model = build_language_model(loaded.architecture)
-    model = parallelize(model, mesh, dtype=getattr(torch, training.dtype), compile=training.compile)
+    try:
+        model = parallelize(model, mesh, dtype=getattr(torch, training.dtype), compile=training.compile)
+    except ValueError as error:
+        raise UserError(f"parallel: {error}") from error
     model.to_empty(device=device)
     initialize(model, loaded.recipe.parametrization.init, training.seed)
     return model
-

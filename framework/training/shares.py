@@ -1,6 +1,17 @@
 """Who takes which sequences of a step: pure functions."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from framework.recipe.schema import Data
+
+
+def forward_size(data: Data, count: int) -> int:
+    """Sequences of the largest forward on one of `count` data-parallel ranks."""
+    return data.micro_batch_size or data.batch_size // count
 
 
 def micro_batches(

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from framework.training.logs import log_to
 from framework.training.peers import Peers
+from framework.training.preconditions import require_packages, require_ranks
 from framework.training.run import Run
 from framework.training.run_folder import Admission, enter
 
@@ -25,13 +26,15 @@ def train(loaded: Loaded, path: Path, resume: bool, device: torch.device) -> int
     """Train a recipe in a run folder, from its newest good checkpoint if it has one. Collective over the world.
 
     Returns 0 when the run is finished, or 128 + the number of the signal that stopped it after a checkpoint.
-    Raises UserError (see `framework.training.run_folder.enter`), TrainingFailure, and RuntimeError for a checkpoint
-    that could not be written.
+    Raises UserError (see `preconditions`, `run_folder.enter`, `data_state`, `Checkpointer.load_newest`),
+    TrainingFailure, and RuntimeError for a checkpoint that could not be written.
     """
     peers = Peers()
+    require_ranks(loaded.recipe.parallel, peers.count)
     locks: list[IO[str]] = []  # of rank 0, held until the run is over
 
     def take_folder() -> Admission:
+        require_packages(loaded.recipe.training)
         admission, lock = enter(path, loaded, resume)
         locks.append(lock)
         return admission
@@ -44,6 +47,7 @@ def train(loaded: Loaded, path: Path, resume: bool, device: torch.device) -> int
     if stopped := run.train():
         if peers.leads:
             logger.info("stopped by %s after a checkpoint; --resume goes on from there", signal.Signals(stopped).name)
+        peers.barrier()  # a launcher kills the ranks that are left a moment after one has gone
         return 128 + stopped
     run.finish()
     return 0

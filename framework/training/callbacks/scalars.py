@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from framework.errors import UserError
 from framework.training.callbacks.base import Callback
 
 
@@ -33,10 +32,8 @@ class WeightsAndBiases(Callback):
     """The same numbers at Weights & Biases; a resumed run goes on under its id. WANDB_MODE=offline works."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("training.wandb=true needs the package wandb: pip install 'upmix[wandb]'") from None
+        import wandb
+
         identity = folder / "wandb_id"
         if not identity.exists():
             identity.write_text(wandb.util.generate_id())

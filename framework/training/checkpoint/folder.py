@@ -2,11 +2,12 @@
 
 import re
 import shutil
+from itertools import chain, count
 from pathlib import Path
 
+from framework.files import force_to_disk
 from framework.training.checkpoint.manifest import DamagedCheckpoint, verify
 from framework.training.checkpoint.safe_reader import SafeReader
-from framework.training.files import sync_folder
 
 NAME = re.compile(r"step_(\d+)")
 
@@ -27,6 +28,11 @@ def steps_present(root: Path) -> list[int]:
     return sorted(int(name.group(1)) for name in names if name)
 
 
+def names_present(root: Path) -> list[str]:
+    """Names of all that was once saved under `root` as a whole checkpoint, those that were set aside too."""
+    return sorted(path.name for path in root.glob("step_*"))
+
+
 def clear_leftovers(root: Path) -> None:
     """Remove what a crash left under temporary names."""
     for path in root.glob(".step_*.tmp"):
@@ -34,17 +40,16 @@ def clear_leftovers(root: Path) -> None:
 
 
 def set_aside(root: Path, step: int) -> None:
-    """Rename a damaged checkpoint, so that its step can be written again."""
-    target = root / f"step_{step}.damaged"
-    shutil.rmtree(target, ignore_errors=True)
-    checkpoint_folder(root, step).rename(target)
+    """Rename a damaged checkpoint, so that its step can be written again. Nothing is deleted."""
+    names = (root / f"step_{step}.damaged{suffix}" for suffix in chain([""], (f".{n}" for n in count(2))))
+    checkpoint_folder(root, step).rename(next(name for name in names if not name.exists()))
 
 
 def remove(root: Path, step: int) -> None:
     """Delete a checkpoint; a crash in the middle leaves only a temporary name."""
     temporary = temporary_folder(root, step)
     checkpoint_folder(root, step).rename(temporary)
-    sync_folder(root)
+    force_to_disk(root)
     shutil.rmtree(temporary)
 
 
@@ -55,10 +60,13 @@ def surplus(steps: list[int], keep_last: int | None, keep_every: int | None) -> 
     return [step for step in sorted(steps)[:-keep_last] if not (keep_every and step % keep_every == 0)]
 
 
-def damage(root: Path, step: int, index: int = 0, count: int = 1) -> str | None:
-    """What is wrong with a checkpoint, or None; of `count` ranks, number `index` looks at its share of the files."""
+def damage(root: Path, step: int, index: int = 0, num_ranks: int = 1) -> str | None:
+    """What is wrong with a checkpoint, or None; of `num_ranks` ranks, number `index` looks at its share of the files.
+
+    Raises UserError for a format of another version.
+    """
     try:
-        verify(checkpoint_folder(root, step), index, count)
+        verify(checkpoint_folder(root, step), index, num_ranks)
         SafeReader(checkpoint_folder(root, step) / "state").read_metadata()
     except DamagedCheckpoint as error:
         return str(error)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framework.training.files import write_atomically
+from framework.errors import UserError
+from framework.files import write_atomically
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
@@ -39,20 +40,24 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest itself. Raises DamagedCheckpoint."""
+    """Read and check the manifest itself.
+
+    Raises DamagedCheckpoint, and UserError for a format of another version. Every format has this file, with the hash
+    of its text, so that damage is told from novelty.
+    """
     try:
         body = json.loads((folder / FILE_NAME).read_bytes())
-        digest = body.pop("sha256")
-        manifest = Manifest(body["step"], body["progress"], body["files"])
+        if body.pop("sha256") != _digest(body):
+            raise DamagedCheckpoint(f"{FILE_NAME} does not match its own hash")
+        if body["format"] != FORMAT:
+            raise UserError(f"{folder}: format {body['format']} is not known; this version reads {FORMAT}")
+        return Manifest(body["step"], body["progress"], body["files"])
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{FILE_NAME} is missing") from None
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedCheckpoint(f"{FILE_NAME} cannot be read") from None
-    if digest != _digest(body):
-        raise DamagedCheckpoint(f"{FILE_NAME} does not match its own hash")
-    if body.get("format") != FORMAT:
-        raise DamagedCheckpoint(f"format {body.get('format')} is not known; this version reads {FORMAT}")
-    return manifest
 
 
 def verify(folder: Path, index: int = 0, count: int = 1) -> None:

@@ -114,6 +114,22 @@ def test_eval_agrees_with_the_run(folder, give):
     assert f"{last['val_bits_per_byte']:.3f}" in give("eval", "runs/tiny")[1]
 
 
+def test_eval_takes_a_ranks_share_at_a_time(give, monkeypatch):
+    from framework.training import evaluation
+
+    sizes, evaluate = [], evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda model, data, size, *rest: (
+        sizes.append(size), evaluate(model, data, size, *rest))[1])
+    assert give("eval", "runs/tiny")[0] == 0 and sizes == [2]
+
+
+def test_eval_on_other_data_than_the_runs_is_refused(give, copy):
+    facts = json.loads((copy / "data.json").read_text())
+    (copy / "data.json").write_text(json.dumps(facts | {"tokenizer_sha256": "another"}))
+    code, out, error = give("eval", copy)
+    assert code == 2 and out == "" and "started on other data (tokenizer_sha256 was another" in error
+
+
 def test_generate_continues_the_prompt_and_depends_on_the_seed_alone(give):
     texts = [give("generate", "runs/tiny", "import yaml\n", "--max-new-tokens", 20, "--seed", seed)[1]
              for seed in (1, 1, 2)]

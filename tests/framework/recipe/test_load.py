@@ -188,7 +188,8 @@ def test_roles_are_those_of_the_models():
 
 
 def test_null_empties_a_mapping_that_a_base_filled(write):
-    write("extends: base.yaml\ndata: {batch_ramp: {1000: 4}}\noptim: {relative_lr: {expert: {start: 2.0}}}", "ramp.yaml")
+    filled = "data: {batch_ramp: {1000: 4}}\noptim: {relative_lr: {expert: {start: 2.0}}}"
+    write(f"extends: base.yaml\n{filled}", "ramp.yaml")
     loaded = load_recipe(write("extends: ramp.yaml\ndata: {batch_ramp: null}"), ["optim.relative_lr=null"])
     assert loaded.recipe.data.batch_ramp == {} and loaded.recipe.optim.relative_lr == {}
     assert load_recipe(write("extends: ramp.yaml")).recipe.data.batch_ramp == {1000: 4}

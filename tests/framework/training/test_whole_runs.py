@@ -231,6 +231,34 @@ def test_a_stop_signal_to_one_rank_ends_all_with_a_checkpoint(ranks, recipe, who
     assert_same(path, whole(*TWO))
 
 
+def signal_in_last_save(patch, number: int) -> None:
+    """A signal while training waits for its last checkpoint."""
+    from framework.training.checkpoint import Checkpointer
+
+    original = Checkpointer.__exit__
+    patch.setattr(Checkpointer, "__exit__", lambda *details: (os.kill(os.getpid(), number), original(*details))[1])
+
+
+def test_a_signal_during_the_last_save_does_not_lose_it(ranks, recipe, tmp_path):
+    path = tmp_path / "signalled"
+    before = (signal_in_last_save, signal.SIGTERM)
+    assert run(ranks, recipe, path, "training.steps=1", resume=False, before=before) == 0
+    assert (path / "checkpoints" / "step_1" / "manifest.json").exists() and (path / "DONE").exists()
+
+
+def test_a_resume_without_a_good_checkpoint_is_refused_and_metrics_stay(ranks, recipe, whole, tmp_path):
+    from parallel.pool import RankError
+
+    path = Path(shutil.copytree(whole(), tmp_path / "harmed"))
+    (path / "DONE").unlink()
+    for manifest in path.glob("checkpoints/*/manifest.json"):
+        manifest.write_text("{}")
+    before = (path / "metrics.jsonl").read_bytes()
+    with pytest.raises(RankError, match="UserError: .*none of the checkpoints is good: step_2, step_4"):
+        run(ranks, recipe, path, resume=True)
+    assert (path / "metrics.jsonl").read_bytes() == before and (path / "checkpoints" / "step_8").exists()
+
+
 BAD = "layers.1.block.experts.up"
 
 
@@ -300,6 +328,7 @@ def test_a_wrong_number_of_ranks_is_one_line(ranks, recipe, tmp_path):
 
     with pytest.raises(RankError, match="UserError: 1 ranks were started, but the recipe's layout needs 2"):
         ranks.run(1, train_on_rank, recipe, tmp_path / "a", [*TWO])
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_resume_on_other_text_is_refused(ranks, tmp_path):

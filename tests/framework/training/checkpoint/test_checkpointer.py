@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from framework.training.checkpoint import Checkpointer, checkpoint_folder, damage, steps_present
+from framework.errors import UserError
+from framework.training.checkpoint import Checkpointer, checkpoint_folder, damage, manifest, steps_present
 from framework.training.checkpoint.folder import surplus
 from framework.training.peers import Peers
 
@@ -112,6 +114,115 @@ def test_an_error_in_the_background_surfaces_at_the_next_call(tmp_path):
     checkpointer._thread.join()
     with pytest.raises(RuntimeError, match="could not be written"):
         checkpointer.check()
+
+
+def harm(root, step):
+    (checkpoint_folder(root, step) / "state" / "__0_0.distcp").write_bytes(b"")
+
+
+def test_where_none_is_good_a_resume_is_refused_and_all_stay_as_they_are(tmp_path):
+    saved(tmp_path, 3, 6)
+    harm(tmp_path, 3)
+    harm(tmp_path, 6)
+    for _ in range(2):
+        with pytest.raises(UserError, match="none of the checkpoints is good: step_3, step_6"):
+            load(tmp_path)
+    checkpoint_folder(tmp_path, 3).rename(tmp_path / "step_3.damaged")
+    checkpoint_folder(tmp_path, 6).rename(tmp_path / "step_6.damaged")
+    with pytest.raises(UserError, match="step_3.damaged, step_6.damaged"):
+        load(tmp_path)
+
+
+def test_damaged_checkpoints_of_one_step_are_all_kept(tmp_path):
+    saved(tmp_path, 3)
+    for _ in range(3):
+        saved(tmp_path, 6)
+        harm(tmp_path, 6)
+        assert load(tmp_path)[0] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step_3", "step_6.damaged", "step_6.damaged.2", "step_6.damaged.3"]
+
+
+def test_a_format_of_another_version_is_refused_and_left_alone(tmp_path, monkeypatch):
+    saved(tmp_path, 3)
+    monkeypatch.setattr(manifest, "FORMAT", 2)
+    saved(tmp_path, 6)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="step_6: format 2 is not known; this version reads 1"):
+        load(tmp_path)
+    assert steps_present(tmp_path) == [3, 6]
+
+
+def test_a_checkpoint_of_other_tensors_is_refused_and_left_alone(tmp_path):
+    saved(tmp_path, 3)
+    with pytest.raises(UserError, match="model.c"):
+        Checkpointer(tmp_path, Peers()).load_newest({"model.c": torch.zeros(1)})
+    assert steps_present(tmp_path) == [3]
+
+
+def load_with_a_blind_rank(root):
+    """Rank 1 does not see the newest checkpoint's manifest."""
+    from framework.training.checkpoint import folder
+
+    peers, look = Peers(), folder.damage
+    with pytest.MonkeyPatch.context() as patch:
+        if peers.rank == 1:
+            patch.setattr(folder, "damage", lambda root, step, *share:
+                          "manifest.json is missing" if step == 6 else look(root, step, *share))
+        try:
+            Checkpointer(root, peers).load_newest({name: torch.zeros_like(tensor) for name, tensor in state().items()})
+        except UserError as error:
+            return str(error)
+
+
+def test_what_one_rank_alone_finds_is_no_damage(ranks, tmp_path):
+    saved(tmp_path, 3, 6)
+    for said in ranks.run(2, load_with_a_blind_rank, tmp_path):
+        assert "rank 1 finds that manifest.json is missing, but to rank 0 it is whole" in said
+    assert steps_present(tmp_path) == [3, 6]
+
+
+def save_with_a_failing_rank(root, failing):
+    from framework.training.checkpoint import checkpointer
+
+    peers = Peers()
+    saver = Checkpointer(root, peers)
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if peers.rank == failing:
+            patch.setattr(checkpointer, "write_manifest" if failing == 0 else "file_facts", fail)
+        saver.save(1, {"model.a": torch.ones(3)}, {})
+        with pytest.raises(RuntimeError, match=f"rank {failing}: disk full"):
+            saver.wait()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_save_is_over_on_all_ranks_together_and_fails_on_all(ranks, tmp_path, failing):
+    ranks.run(2, save_with_a_failing_rank, tmp_path, failing, timeout=20)
+    assert steps_present(tmp_path) == []
+
+
+def test_what_ends_training_waits_for_the_save_under_way(tmp_path, monkeypatch):
+    write, go, join = Checkpointer._write, threading.Event(), threading.Thread.join
+    monkeypatch.setattr(Checkpointer, "_write", lambda *arguments: (go.wait(), write(*arguments)))
+    monkeypatch.setattr(threading.Thread, "join", lambda *arguments: (go.set(), join(*arguments)))
+    with pytest.raises(KeyError), Checkpointer(tmp_path, Peers()) as checkpointer:
+        checkpointer.save(2, state(), {})
+        raise KeyError
+    assert steps_present(tmp_path) == [2]
+
+
+def test_the_thread_of_a_save_is_on_the_gpu_of_its_rank(tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread(), device)))
+    saved(tmp_path, 1)
+    (thread, device), = chosen
+    assert device == 3 and thread is not threading.main_thread()
 
 
 DIES_WHILE_SAVING = textwrap.dedent("""

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 import pickle
 
 import pytest
@@ -79,7 +80,33 @@ def file_elsewhere(root, marker):
     return checkpoint
 
 
-CRAFTED = [hostile_metadata, hostile_planner_data, byte_entry, hostile_tensor, file_elsewhere]
+def with_state(root, module, name, state):
+    """A checkpoint whose .metadata sets attributes on what it names, before it describes a tensor as it should."""
+    checkpoint = save(root, {"model.a": torch.ones(2)})
+    path = checkpoint / "state" / ".metadata"
+    build = f"c{module}\n{name}\n".encode() + pickle.dumps(state, protocol=0)[:-1] + b"b0"
+    path.write_bytes(build + path.read_bytes())
+    return checkpoint
+
+
+def class_attributes(root, marker):
+    return with_state(root, "pathlib", "PosixPath", (None, {"hostile": 1}))
+
+
+def function_attributes(root, marker):
+    return with_state(root, "torch.serialization", "_get_layout", {"hostile": 1})
+
+
+def no_chunk(root, marker):
+    checkpoint = save(root, {"model.a": torch.ones(2)})
+    metadata = SafeReader(checkpoint / "state").read_metadata()
+    metadata.state_dict_metadata["model.a"].chunks = [None]
+    (checkpoint / "state" / ".metadata").write_bytes(pickle.dumps(metadata))
+    return checkpoint
+
+
+CRAFTED = [hostile_metadata, hostile_planner_data, byte_entry, hostile_tensor, file_elsewhere,
+           class_attributes, function_attributes, no_chunk]
 
 
 @pytest.mark.parametrize("craft", CRAFTED)
@@ -89,6 +116,7 @@ def test_loading_runs_nothing_and_says_that_it_is_damaged(craft, tmp_path):
     with pytest.raises(DamagedCheckpoint):
         load_checkpoint(checkpoint, {"model.a": torch.zeros(2)}, Peers())
     assert not marker.exists()
+    assert not hasattr(pathlib.PosixPath, "hostile") and not hasattr(torch.serialization._get_layout, "hostile")
 
 
 @pytest.mark.parametrize("craft", [each for each in CRAFTED if each is not hostile_tensor])

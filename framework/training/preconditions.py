@@ -1,0 +1,35 @@
+"""What a run needs beside its recipe: looked at before a folder is made. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from framework.errors import UserError
+from parallel import MeshSizes
+
+if TYPE_CHECKING:
+    from framework.recipe.schema import Parallel, Training
+
+AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep")
+
+
+def mesh_sizes(layout: Parallel) -> MeshSizes:
+    """The degrees of a layout. Raises UserError where ep does not fit the others."""
+    try:
+        return MeshSizes(**{axis: getattr(layout, axis) for axis in AXES})
+    except ValueError as error:
+        raise UserError(f"parallel: {error}") from None
+
+
+def require_ranks(layout: Parallel, num_ranks: int) -> None:
+    """Raise UserError where another number of ranks was started than the layout has."""
+    if (needed := mesh_sizes(layout).world) != num_ranks:
+        raise UserError(f"{num_ranks} ranks were started, but the recipe's layout needs {needed} "
+                        "(dp_replicate * dp_shard * cp * tp * pp)")
+
+
+def require_packages(training: Training) -> None:
+    """Raise UserError where a package that the recipe asks for is not installed."""
+    if training.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError("training.wandb=true needs the package wandb: pip install 'upmix[wandb]'")
