@@ -57,14 +57,11 @@ def _cross_entropy(logits_CV: Tensor, target_C: Tensor, scale: float) -> tuple[T
     if scale != 1.0:
         logits_CV *= scale
     index_C1 = target_C.clamp(min=0)[:, None]
-    target_logit_C = logits_CV.gather(1, index_C1)[:, 0]
-    largest_C = logits_CV.amax(1)
-    torch.softmax(logits_CV, 1, out=logits_CV)
-    # The most probable token's probability is 1 / sum(exp(logit - largest)).
-    log_sum_C = largest_C - logits_CV.amax(1).log()
-    loss = (log_sum_C - target_logit_C).masked_fill(target_C == IGNORED, 0.0).sum()
-    one_C1 = torch.ones_like(index_C1, dtype=logits_CV.dtype)
-    return loss, logits_CV.scatter_add_(1, index_C1, -one_C1)
+    torch.log_softmax(logits_CV, 1, out=logits_CV)
+    loss_C1 = -logits_CV.gather(1, index_C1)
+    minus_one_C1 = torch.full_like(loss_C1, -1.0)
+    dlogits_CV = logits_CV.exp_().scatter_add_(1, index_C1, minus_one_C1)
+    return loss_C1.masked_fill_((target_C == IGNORED)[:, None], 0.0).sum(), dlogits_CV
 
 
 def _add_gradients(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-VERBS = ("recipes", "show", "train", "eval", "generate", "report", "checkpoint", "tokenizer", "data")
+VERBS = ("recipes", "show", "train", "eval", "generate", "report", "bench", "checkpoint", "tokenizer", "data")
 
 # Typer carries its own click in new releases and uses the public one in old ones; this class is right in both.
 ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
