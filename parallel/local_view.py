@@ -7,9 +7,9 @@ Apply before `fully_shard`, whose hooks then gather the data-parallel shards aro
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Replicate, distribute_tensor
+from torch.distributed.tensor import Placement, Replicate, distribute_tensor
 
 
 def shard_parameters(
@@ -49,13 +49,9 @@ def _show_local_shards(
     def before(module: nn.Module, inputs: object) -> None:
         for name in names:
             parameter = module._parameters[name]
-            if parameter.device_mesh.size() == 1:
-                local = _whole_leaf(parameter)
-            else:
-                gradient = [gradient_placements[name]] if name in gradient_placements else parameter.placements
-                local = parameter.to_local(grad_placements=gradient)
+            gradient = [gradient_placements[name]] if name in gradient_placements else parameter.placements
             # An entry of the instance's own dictionary hides the parameter from `module.name`.
-            module.__dict__[name] = local.to(dtype)
+            module.__dict__[name] = parameter.to_local(grad_placements=gradient).to(dtype)
 
     def after(module: nn.Module, inputs: object, output: object) -> None:
         for name in names:
@@ -63,22 +59,3 @@ def _show_local_shards(
 
     module.register_forward_pre_hook(before)
     module.register_forward_hook(after, always_call=True)
-
-
-def _whole_leaf(parameter: DTensor) -> Tensor:
-    """The only shard of a parameter, as a leaf whose gradient becomes the parameter's without a copy.
-
-    Through the graph autograd would copy every gradient once more: it never takes over that of a tensor subclass.
-    """
-    leaf = parameter.detach().to_local()
-    if not (torch.is_grad_enabled() and parameter.requires_grad):
-        return leaf
-    leaf.requires_grad_()
-
-    def hand_over(leaf: Tensor) -> None:
-        gradient = DTensor.from_local(leaf.grad, parameter.device_mesh, parameter.placements, run_check=False)
-        leaf.grad = None
-        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-
-    leaf.register_post_accumulate_grad_hook(hand_over)
-    return leaf
