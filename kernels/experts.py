@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.activations import ACTIVATIONS, Activation
-from kernels.grouped_matmul import ExpertBlock, expert_blocks
+from kernels.grouped_matmul import expert_blocks
 
 
 def expert_ffn(
@@ -47,7 +47,7 @@ class _ExpertFFN(torch.autograd.Function):
             up_MF = block.multiply(x_MD, up_EFD.transpose(1, 2))
             gated_MF = None if gate_EFD is None else block.multiply(x_MD, gate_EFD.transpose(1, 2))
             hidden_MF, _ = _hidden(ctx.activation, gated_MF, up_MF)
-            hidden_MF *= _weight(gate_M, block, x_TD.dtype)
+            hidden_MF *= gate_M[block.rows, None]
             y_MD = block.multiply(hidden_MF, down_EDF.transpose(1, 2))
             y_TD.index_add_(0, token_M[block.rows], y_MD.to(y_TD.dtype))
             layers += [gated_MF, up_MF]
@@ -62,7 +62,7 @@ class _ExpertFFN(torch.autograd.Function):
         dgate_EFD = None if gate_EFD is None else torch.empty_like(gate_EFD)
         dup_EFD, ddown_EDF = torch.empty_like(up_EFD), torch.empty_like(down_EDF)
         for block, gated_MF, up_MF in zip(ctx.blocks, layers[::2], layers[1::2], strict=True):
-            weight_M1 = _weight(gate_M, block, x_TD.dtype)
+            weight_M1 = gate_M[block.rows, None]
             dy_MD = dy_TD.index_select(0, token_M[block.rows])
             hidden_MF, activated_MF = _hidden(ctx.activation, gated_MF, up_MF)
             dhidden_MF = block.multiply(dy_MD, down_EDF)
@@ -95,10 +95,6 @@ def _hidden_backward(
         return None, activation.backward(dhidden_MF, up_MF)
     dup_MF = activated_MF.mul_(dhidden_MF)
     return activation.backward(dhidden_MF.mul_(up_MF), gated_MF), dup_MF
-
-
-def _weight(gate_M: Tensor, block: ExpertBlock, dtype: torch.dtype) -> Tensor:
-    return gate_M[block.rows, None].to(dtype)
 
 
 def _zero_sum(like_TD: Tensor) -> Tensor:

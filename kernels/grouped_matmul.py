@@ -4,6 +4,7 @@ M rows, sorted by expert; E experts; A and B widths.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +17,27 @@ BLOCK_ROWS = 1024
 class ExpertBlock:
     """Neighbouring experts and their rows: `experts` and `rows` slice the whole; matrices are given whole.
 
-    counts_E: int64, rows of each expert of the block, which may be zero. On CUDA products are PyTorch's grouped_mm,
-    which wants A and B to be multiples of 16 bytes. On the CPU they are one product an expert, written to its place.
+    counts_E: int64, rows of each expert of the block, which may be zero. On CUDA products are PyTorch's grouped_mm
+    where it takes them. Else, as on the CPU, they are one product an expert, written to its place.
     """
 
     def __init__(self, experts: slice, rows: slice, counts_E: Tensor) -> None:
-        self.experts, self.rows = experts, rows
+        self.experts, self.rows, self.counts_E = experts, rows, counts_E
         self.on_cpu = counts_E.device.type == "cpu"
-        self.counts = counts_E.tolist() if self.on_cpu else None
-        self.ends_E = None if self.on_cpu else counts_E.cumsum(0, dtype=torch.int32)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """counts_E as numbers; a GPU must have come this far to tell them."""
+        return self.counts_E.tolist()
+
+    @cached_property
+    def ends_E(self) -> Tensor:
+        return self.counts_E.cumsum(0, dtype=torch.int32)
 
     def multiply(self, rows_MA: Tensor, matrix_EAB: Tensor) -> Tensor:
         """Each of the block's rows times its expert's matrix: [M, B]."""
         matrix_EAB = matrix_EAB[self.experts]
-        if not self.on_cpu:
+        if self._is_grouped(*matrix_EAB.shape[1:], rows_MA.dtype):
             return F.grouped_mm(rows_MA, matrix_EAB, offs=self.ends_E)
         out_MB = rows_MA.new_empty(rows_MA.shape[0], matrix_EAB.shape[2])
         for rows, matrix, out in self._runs(rows_MA, matrix_EAB, out_MB):
@@ -38,7 +46,7 @@ class ExpertBlock:
 
     def add_multiply(self, out_MB: Tensor, rows_MA: Tensor, matrix_EAB: Tensor) -> None:
         """Add what `multiply` gives to out_MB."""
-        if not self.on_cpu:
+        if self._is_grouped(*matrix_EAB.shape[1:], rows_MA.dtype):
             out_MB += self.multiply(rows_MA, matrix_EAB)
             return
         for rows, matrix, out in self._runs(rows_MA, matrix_EAB[self.experts], out_MB):
@@ -47,11 +55,16 @@ class ExpertBlock:
     def outer(self, out_EAB: Tensor, rows_MA: Tensor, rows_MB: Tensor) -> None:
         """Write, for each of the block's experts, the sum over its rows of a b^T; exactly zero where it has none."""
         out_EAB = out_EAB[self.experts]
-        if not self.on_cpu:
+        if self._is_grouped(*out_EAB.shape[1:], rows_MA.dtype):
             out_EAB.copy_(F.grouped_mm(rows_MA.t(), rows_MB, offs=self.ends_E))
             return
         for left, out, right in self._runs(rows_MA, out_EAB, rows_MB):
             torch.mm(left.t(), right, out=out)
+
+    def _is_grouped(self, width: int, other: int, dtype: torch.dtype) -> bool:
+        """grouped_mm wants rows of whole 16 bytes, and has no float64."""
+        aligned = width * dtype.itemsize % 16 == 0 and other * dtype.itemsize % 16 == 0
+        return not self.on_cpu and aligned and dtype != torch.float64
 
     def _runs(self, rows_MA: Tensor, per_expert_EAB: Tensor, rows_MB: Tensor) -> zip:
         return zip(rows_MA.split(self.counts), per_expert_EAB, rows_MB.split(self.counts), strict=True)
