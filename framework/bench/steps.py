@@ -26,7 +26,8 @@ def make_trainer(loaded: Loaded, device: torch.device) -> Trainer:
     data = open_data_together(recipe, Peers())
     mesh = Mesh(mesh_sizes(recipe.parallel), device.type)
     model = build_model(loaded, mesh, device)
-    return Trainer(recipe, make_budget(recipe.data, recipe.training), mesh, model, build_adamw(model, recipe.optim), data)
+    optimizer = build_adamw(model, recipe.optim)
+    return Trainer(recipe, make_budget(recipe.data, recipe.training), mesh, model, optimizer, data)
 
 
 def training_steps(trainer: Trainer) -> Callable[[], None]:

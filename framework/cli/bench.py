@@ -59,7 +59,9 @@ def _be_a_rank(place, loaded, steps: int, pairs: int, compare: str | None, as_js
     if as_json:
         print(json.dumps(asdict(measured)))
         return
-    print(f"{measured.tokens_per_second:,.0f} tokens/s, {measured.model_flops_per_second / 1e9:,.1f} model GFLOP/s: "
-          f"{measured.mfu:.0%} of the {measured.peak_flops_per_second / 1e9:,.1f} GFLOP/s of a large matrix product here")
+    rate, peak = measured.model_flops_per_second / 1e9, measured.peak_flops_per_second / 1e9
+    print(f"{measured.tokens_per_second:,.0f} tokens/s, {rate:,.1f} model GFLOP/s: {measured.mfu:.0%} of the "
+          f"{peak:,.1f} GFLOP/s of a large matrix product here")
     for name, peer in measured.peers.items():
-        print(f"{peer['median_ratio']:.2f} times {name} ({peer['tokens_per_second']:,.0f} tokens/s; median of {pairs} pairs)")
+        print(f"{peer['median_ratio']:.2f} times {name} ({peer['tokens_per_second']:,.0f} tokens/s; median of {pairs} "
+              "pairs)")
