@@ -35,8 +35,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dweight_VD = torch.zeros_like(weight_VD, dtype=dtype) if needs_gradient else None
         loss = torch.zeros((), dtype=dtype, device=x_TD.device)
         size = max(1, CHUNK_LOGITS[x_TD.device.type] // matrix_VD.shape[0])
+        # One for all chunks: fresh memory of this size costs a page fault for every 4 KB of it.
+        buffer_CV = x_TD.new_empty(min(size, x_TD.shape[0]), matrix_VD.shape[0])
         for x_CD, target_C, dx_CD in zip(x_TD.split(size), targets_T.split(size), dx_TD.split(size), strict=True):
-            logits_CV = (x_CD @ matrix_VD.t()).to(dtype)
+            logits_CV = torch.mm(x_CD, matrix_VD.t(), out=buffer_CV[: x_CD.shape[0]]).to(dtype)
             chunk_loss, dlogits_CV = _cross_entropy(logits_CV, target_C, logit_scale)
             loss += chunk_loss
             if needs_gradient:
