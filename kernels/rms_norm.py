@@ -33,8 +33,11 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_W, inverse = ctx.saved_tensors
-        product_RW = (dy * x).reshape(-1, x.shape[-1])
+        product = dy * x
+        product_RW = product.reshape(-1, x.shape[-1])
         dweight_W = inverse.flatten() @ product_RW
         # d inverse / d x = -inverse^3 x / W
         factor = (product_RW @ weight_W).view_as(inverse) * inverse.pow(3) / -x.shape[-1]
-        return (dy * weight_W).mul_(inverse).addcmul_(x, factor), dweight_W, None
+        # Memory just written is in cache, a fresh tensor is not.
+        dx = torch.mul(dy, weight_W, out=product)
+        return dx.mul_(inverse).addcmul_(x, factor), dweight_W, None

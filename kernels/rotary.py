@@ -31,8 +31,12 @@ class _RotateHalves(torch.autograd.Function):
 
 
 def _rotated(x_BSHP: Tensor, cos_BS1N: Tensor, sin_BS1N: Tensor) -> Tensor:
-    num_pairs, head_dim = cos_BS1N.shape[-1], x_BSHP.shape[-1]
-    first, second, rest = x_BSHP.split([num_pairs, num_pairs, head_dim - 2 * num_pairs], -1)
-    cos, sin = torch.cat((cos_BS1N, cos_BS1N), -1), torch.cat((-sin_BS1N, sin_BS1N), -1)
-    turned = (x_BSHP[..., : 2 * num_pairs] * cos).addcmul_(torch.cat((second, first), -1), sin)
-    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+    num_pairs = cos_BS1N.shape[-1]
+    turned_BSHP = torch.empty_like(x_BSHP)
+    (first, second, rest), (turned_first, turned_second, turned_rest) = (
+        tensor.split([num_pairs, num_pairs, tensor.shape[-1] - 2 * num_pairs], -1) for tensor in (x_BSHP, turned_BSHP)
+    )
+    turned_first.copy_(first).mul_(cos_BS1N).addcmul_(second, sin_BS1N, value=-1)
+    turned_second.copy_(second).mul_(cos_BS1N).addcmul_(first, sin_BS1N)
+    turned_rest.copy_(rest)
+    return turned_BSHP

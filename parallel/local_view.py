@@ -93,8 +93,8 @@ def _leaf(parameter: DTensor) -> Tensor:
 
 def _hand_over(leaf: Tensor, parameter: DTensor) -> None:
     if parameter.grad is None:
-        mesh, placements = parameter.device_mesh, parameter.placements
-        parameter.grad = DTensor.from_local(leaf.grad, mesh, placements, run_check=False)
+        # `DTensor.from_local` would record a node of autograd, which costs more than a small gradient.
+        parameter.grad = DTensor(leaf.grad, parameter._spec, requires_grad=False)
     else:
         parameter.grad.to_local().add_(leaf.grad)
     leaf.grad = None
