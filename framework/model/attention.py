@@ -3,12 +3,14 @@
 B batch, S sequence (of queries), L keys seen so far, D model width, H query heads, G key and value heads, P head width.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.model.context import Context
-from framework.model.linear import Linear
+from framework.model.linear import Linear, all_of
 from framework.model.norm import RMSNorm
 from framework.model.rope import frequencies, rotate
 from framework.parametrization.roles import Role
@@ -36,6 +38,8 @@ class Attention(nn.Module):
 
     settings: the resolved section (num_heads, num_kv_heads and head_dim filled). scale: factor on q.k, or None for
     head_dim ** -0.5. Query head h reads key and value head h // (H / G) (https://arxiv.org/abs/2305.13245).
+    Parallelism from outside replaces `attend` where ranks hold parts of a sequence, and `own_kv_heads`, which picks
+    the key and value heads [B, S, G, P] that the query heads here read, where all ranks hold all of them.
     Query and key norms come before the rotary embedding; `head` shares one weight [P] among heads, `full` normalises
     the concatenated heads.
     """
@@ -45,6 +49,8 @@ class Attention(nn.Module):
         self.settings = settings
         self.scale = settings.head_dim**-0.5 if scale is None else scale
         q_width, kv_width = settings.num_heads * settings.head_dim, settings.num_kv_heads * settings.head_dim
+        self.attend: Callable[..., Tensor] = attend
+        self.own_kv_heads: Callable[[Tensor], Tensor] = all_of
         self.q = Linear(d_model, q_width, Role.ATTENTION_Q, bias=settings.qkv_bias)
         self.k = Linear(d_model, kv_width, Role.ATTENTION_K, bias=settings.qkv_bias)
         self.v = Linear(d_model, kv_width, Role.ATTENTION_V, bias=settings.qkv_bias)
@@ -67,7 +73,7 @@ class Attention(nn.Module):
         if cache is not None:
             assert context.document_BS is None, "a cache holds one document a row"
             k_BSGP, v_BSGP = cache.append(k_BSGP, v_BSGP)
-        y_BSHP = attend(q_BSHP, k_BSGP, v_BSGP, self.scale, self.settings.window, context.document_BS)
+        y_BSHP = self.attend(q_BSHP, k_BSGP, v_BSGP, self.scale, self.settings.window, context.document_BS)
         return self.out(y_BSHP.flatten(2))
 
     def _heads(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +84,7 @@ class Attention(nn.Module):
         q, k, v = (projected.unflatten(-1, (-1, self.settings.head_dim)) for projected in (q, k, v))
         if self.settings.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
-        return q, k, v
+        return q, self.own_kv_heads(k), self.own_kv_heads(v)
 
     def new_cache(self, batch_size: int, max_len: int, device: torch.device, dtype: torch.dtype) -> AttentionCache:
         """An empty cache for sequences of at most max_len tokens."""

@@ -22,7 +22,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = embedding
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleDict({str(index): layer for index, layer in enumerate(layers)})
         self.final_norm = final_norm
         self.unembedding = unembedding
         self.tied = tied
@@ -40,13 +40,13 @@ class LanguageModel(nn.Module):
         """
         x_BSD = self.embedding(tokens_BS)
         caches = [None] * len(self.layers) if cache is None else cache
-        for layer, own in zip(self.layers, caches, strict=True):
+        for layer, own in zip(self.layers.values(), caches, strict=True):
             x_BSD = layer(x_BSD, context, own)
         return self.unembedding(self.final_norm(x_BSD), targets_BS)
 
     def new_cache(self, batch_size: int, max_len: int, device: torch.device, dtype: torch.dtype) -> list[Any]:
         """An empty cache per layer, for sequences of at most max_len tokens and activations of the given dtype."""
-        return [layer.new_cache(batch_size, max_len, device, dtype) for layer in self.layers]
+        return [layer.new_cache(batch_size, max_len, device, dtype) for layer in self.layers.values()]
 
     def _tie(self) -> None:
         if self.tied:

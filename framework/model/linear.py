@@ -6,6 +6,11 @@ from torch import Tensor, nn
 from framework.parametrization.roles import Declaration, Init, Role, add_parameter, constant
 
 
+def all_of(x: Tensor) -> Tensor:
+    """What a block uses of something that other ranks hold too: on one rank, all of it."""
+    return x
+
+
 class Linear(nn.Module):
     """y = x W^T (+ b): `weight` float32 [d_out, d_in] of the given role, `bias` float32 [d_out], which starts at zero.
 

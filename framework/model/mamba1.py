@@ -3,6 +3,8 @@
 B batch, S sequence, D model width, I inner width, R rank of dt, N state.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,13 +21,15 @@ class Mamba1(nn.Module):
     """out(scan(conv(x)) * silu(z)), the scan's dt, B and C made of conv(x) (https://arxiv.org/abs/2312.00752, fig. 3).
 
     settings: the recipe's mamba section with d_state and dt_rank filled. inner_norms: RMSNorm on the low-rank dt, B
-    and C (Jamba, https://arxiv.org/abs/2403.19887).
+    and C (Jamba, https://arxiv.org/abs/2403.19887). Parallelism from outside replaces `scan` where ranks hold parts of
+    a sequence.
     """
 
     def __init__(self, d_model: int, settings, norm_eps: float) -> None:
         super().__init__()
         d_inner, d_state, dt_rank = round(settings.expand * d_model), settings.d_state, settings.dt_rank
         self.chunk_size = settings.chunk_size
+        self.scan: Callable[..., tuple[Tensor, Tensor]] = selective_scan
         self.z = Linear(d_model, d_inner, Role.SSM_Z)
         self.x = Linear(d_model, d_inner, Role.SSM_X)
         self.conv = CausalConvolution(d_inner, settings.d_conv)
@@ -55,7 +59,7 @@ class Mamba1(nn.Module):
             y_BI, state_BIN = selective_step(*token, before.state)
             y_BSI = y_BI[:, None]
         else:
-            y_BSI, state_BIN = selective_scan(
+            y_BSI, state_BIN = self.scan(
                 x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, self.chunk_size, context.document_BS, before.state
             )
         if cache is not None:

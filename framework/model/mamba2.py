@@ -3,12 +3,14 @@
 B batch, S sequence, D model width, I inner width, H heads, P head width, G groups, N state.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.model.context import Context
-from framework.model.linear import Linear
+from framework.model.linear import Linear, all_of
 from framework.model.ssm import CausalConvolution, Dynamics, SSMCache
 from framework.parametrization.roles import Declaration, Role, add_parameter, constant
 from kernels import ssd, ssd_step
@@ -38,6 +40,8 @@ class Mamba2(nn.Module):
     """out(norm(ssd(conv(x), dt, conv(B), conv(C)), gate z)) (https://arxiv.org/abs/2405.21060, section 7.1).
 
     settings: the recipe's mamba section with d_state filled; head_dim divides d_inner, num_groups the heads.
+    Parallelism from outside replaces `scan` where ranks hold parts of a sequence, and `own_groups`, which picks the
+    groups [B, S, G, N] that the heads here read, where all ranks hold all of them.
     """
 
     def __init__(self, d_model: int, settings, norm_eps: float) -> None:
@@ -45,6 +49,8 @@ class Mamba2(nn.Module):
         d_inner = round(settings.expand * d_model)
         num_heads, d_groups = d_inner // settings.head_dim, settings.num_groups * settings.d_state
         self.head_dim, self.d_state, self.chunk_size = settings.head_dim, settings.d_state, settings.chunk_size
+        self.scan: Callable[..., tuple[Tensor, Tensor]] = ssd
+        self.own_groups: Callable[[Tensor], Tensor] = all_of
         self.z = Linear(d_model, d_inner, Role.SSM_Z)
         self.x = Linear(d_model, d_inner, Role.SSM_X)
         self.B = Linear(d_model, d_groups, Role.SSM_B)
@@ -65,14 +71,14 @@ class Mamba2(nn.Module):
         B_BSI, tails["B"] = self.conv_B(self.B(x_BSD), context, before.tails.get("B"))
         C_BSI, tails["C"] = self.conv_C(self.C(x_BSD), context, before.tails.get("C"))
         x_BSHP = x_BSI.unflatten(-1, (-1, self.head_dim))
-        B_BSGN, C_BSGN = B_BSI.unflatten(-1, (-1, self.d_state)), C_BSI.unflatten(-1, (-1, self.d_state))
+        B_BSGN, C_BSGN = (self.own_groups(groups.unflatten(-1, (-1, self.d_state))) for groups in (B_BSI, C_BSI))
         dt_BSH, A_H, D_H = self.dynamics(self.dt(x_BSD))
         if before.state is not None and x_BSD.shape[1] == 1:
             token = (x_BSHP[:, 0], dt_BSH[:, 0], A_H, B_BSGN[:, 0], C_BSGN[:, 0], D_H)
             y_BHP, state_BHPN = ssd_step(*token, before.state)
             y_BSHP = y_BHP[:, None]
         else:
-            y_BSHP, state_BHPN = ssd(
+            y_BSHP, state_BHPN = self.scan(
                 x_BSHP, dt_BSH, A_H, B_BSGN, C_BSGN, D_H, self.chunk_size, context.document_BS, before.state
             )
         if cache is not None:

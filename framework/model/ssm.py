@@ -4,6 +4,7 @@ B batch, S sequence, C channels, K taps, I inner width.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -32,18 +33,20 @@ class SSMCache:
 class CausalConvolution(nn.Module):
     """silu(depthwise causal convolution): `weight` float32 [C, K], `bias` float32 [C].
 
-    Both start uniform in +-1/sqrt(K), as torch.nn.Conv1d's, which the papers keep.
+    Both start uniform in +-1/sqrt(K), as torch.nn.Conv1d's, which the papers keep. Parallelism from outside replaces
+    `convolve` where ranks hold parts of a sequence.
     """
 
     def __init__(self, num_channels: int, num_taps: int) -> None:
         super().__init__()
+        self.convolve: Callable[..., tuple[Tensor, Tensor]] = causal_convolution
         init = uniform(num_taps**-0.5)
         add_parameter(self, "weight", (num_channels, num_taps), Declaration(Role.SSM_CONV, num_taps, init=init))
         add_parameter(self, "bias", (num_channels,), Declaration(Role.BIAS, init=init))
 
     def forward(self, x_BSC: Tensor, context: Context, tail_BKC: Tensor | None) -> tuple[Tensor, Tensor]:
         """x_BSC and the K-1 inputs before it (None: zeros) -> y_BSC of the same dtype, and the last K-1 inputs."""
-        return causal_convolution(x_BSC, self.weight, self.bias, context.document_BS, tail_BKC)
+        return self.convolve(x_BSC, self.weight, self.bias, context.document_BS, tail_BKC)
 
 
 class Dynamics(nn.Module):

@@ -19,7 +19,7 @@ def apply_data_parallelism(model: LanguageModel, mesh: Mesh, dtype: torch.dtype,
     Also where every mesh has one rank: all layouts then have the same kinds of parameters and the same code.
     """
     policy = precision(dtype)
-    for layer in model.layers:
+    for layer in model.layers.values():
         experts = [module.experts for module in layer.modules() if isinstance(module, MixtureOfExperts)]
         for stack in experts:
             shard(stack, mesh.expert_shards, policy, reshard, expert_placement(mesh.expert_dp.size()))

@@ -83,6 +83,9 @@ class Training(Section):
     eval_every: PositiveInt | None = Field(None, description="steps between evaluations; None: only at the end")
     log_every: PositiveInt = 1
     compile: bool = Field(False, description="torch.compile attention and dense feed-forward blocks")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="full: keep only the inputs of sublayers; selective: also products, attention, exchanges"
+    )
     stall_minutes: PositiveFloat | None = Field(30.0, description="no step ends for so long: write stacks and stop")
     max_bad_steps: PositiveInt = Field(10, description="skipped steps in a row with NaN or Inf gradients, then stop")
     profile_steps: tuple[PositiveInt, PositiveInt] | None = Field(None, description="first and last step to trace")

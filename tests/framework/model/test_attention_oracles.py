@@ -146,7 +146,7 @@ def test_norm_over_the_full_width(random_model):
 
     config = transformers.Olmo2Config(**SIZES, rms_norm_eps=1e-5, **rope())
     oracle, rotary = Olmo2Attention(config, layer_idx=0), Olmo2RotaryEmbedding(config)
-    ours = random_model(pattern="*", attention=dict(num_heads=4, num_kv_heads=2, qk_norm="full")).layers[0].block
+    ours = random_model(pattern="*", attention=dict(num_heads=4, num_kv_heads=2, qk_norm="full")).layers["0"].block
     names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
     mine, their = dict(ours.named_parameters()), {}
     for name in mine:
