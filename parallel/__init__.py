@@ -9,6 +9,7 @@ import importlib
 
 _HOMES = {
     "AllToAllDispatcher": "dispatch",
+    "DeduplicatedDispatcher": "dispatch",
     "Mesh": "mesh",
     "MeshSizes": "mesh_sizes",
     "Place": "place",

@@ -28,6 +28,7 @@ def shard_parameters(
     gradient_placements: Mapping[str, Placement] | None = None,
     dtype: torch.dtype | None = None,
     shared: dict[nn.Parameter, Sharded] | None = None,
+    leaves: bool = False,
 ) -> None:
     """Make the module's own parameters DTensors over a mesh of one dimension, and its forward see their local shards.
 
@@ -37,6 +38,8 @@ def shard_parameters(
         replicated weight that sees other tokens on each rank of the mesh. `Replicate()` there would be silently wrong.
     dtype: in which the forward sees them; None: their own.
     shared: pass one dictionary to all calls of a model, so that a parameter that two modules tie stays one.
+    leaves: on a mesh of one rank the forward sees a leaf of autograd that hands its gradient over to the parameter.
+        Cheaper, but only `backward` reaches the parameter then, and `torch.autograd.grad` does not.
     """
     names = [name for name, _ in module.named_parameters(recurse=False)]
     unknown = (set(placements) | set(gradient_placements or {})) - set(names)
@@ -51,17 +54,17 @@ def shard_parameters(
         shared[parameter].num_modules += 1
         module.register_parameter(name, shared[parameter].parameter)
         entries[name] = shared[parameter]
-    _show_local_shards(module, entries, gradient_placements or {}, dtype)
+    _show_local_shards(module, entries, gradient_placements or {}, dtype, leaves and mesh.size() == 1)
 
 
 def _show_local_shards(
     module: nn.Module, entries: Mapping[str, Sharded], gradient_placements: Mapping[str, Placement],
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | None, leaves: bool,
 ) -> None:
     def before(module: nn.Module, inputs: object) -> None:
         for name, entry in entries.items():
             parameter = module._parameters[name]
-            if parameter.device_mesh.size() == 1 and entry.num_modules == 1 and not torch.compiler.is_compiling():
+            if leaves and entry.num_modules == 1 and not torch.compiler.is_compiling():
                 local = _leaf(parameter)
             else:
                 gradient = [gradient_placements[name]] if name in gradient_placements else parameter.placements

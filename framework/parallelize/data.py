@@ -1,6 +1,8 @@
 """Data parallelism: parameters, gradients and optimizer state sharded over ranks that see other data."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,28 +21,29 @@ def apply_data_parallelism(model: LanguageModel, mesh: Mesh, dtype: torch.dtype,
     Also where every mesh has one rank: all layouts then have the same kinds of parameters and the same code.
     """
     policy = precision(dtype)
+    unit = partial(shard, in_place=mesh.sizes.tp == mesh.sizes.pp == 1)
     for layer in model.layers.values():
         experts = [module.experts for module in layer.modules() if isinstance(module, MixtureOfExperts)]
         for stack in experts:
-            shard(stack, mesh.expert_shards, policy, reshard, expert_placement(mesh.expert_dp.size()))
+            unit(stack, mesh.expert_shards, policy, reshard, expert_placement(mesh.expert_dp.size()))
         if policy.param_dtype is not None:
-            _shard_float32_parts(layer, mesh)
-        shard(layer, mesh.dense_shards, policy, reshard, apart=experts)
+            _shard_float32_parts(layer, mesh, unit)
+        unit(layer, mesh.dense_shards, policy, reshard, apart=experts)
     if not model.tied:
         # Neither is needed while layers run. A tied matrix is used at both ends: the whole model's unit keeps it.
-        shard(model.embedding, mesh.dense_shards, policy, reshard)
-        shard([model.final_norm, model.unembedding], mesh.dense_shards, policy, False)
-    shard(model, mesh.dense_shards, policy, False)
+        unit(model.embedding, mesh.dense_shards, policy, reshard)
+        unit([model.final_norm, model.unembedding], mesh.dense_shards, policy, False)
+    unit(model, mesh.dense_shards, policy, False)
     sizes = mesh.sizes
     log.info("data parallel: %d replicas of %d shards, experts %d shards, %s",
              sizes.dp_replicate, sizes.dp_shard * sizes.cp, sizes.expert_dp, str(dtype).removeprefix("torch."))
 
 
-def _shard_float32_parts(layer: nn.Module, mesh: Mesh) -> None:
+def _shard_float32_parts(layer: nn.Module, mesh: Mesh, unit: Callable[..., None]) -> None:
     """Modules that say `keep_float32` get their weights as they are, also when the rest is computed in bfloat16.
 
     They are small and may hand their weights on from their forward: gathered once, kept until the backward is over.
     """
     for module in layer.modules():
         if getattr(module, "keep_float32", False):
-            shard(module, mesh.dense_shards, precision(torch.float32), False)
+            unit(module, mesh.dense_shards, precision(torch.float32), False)

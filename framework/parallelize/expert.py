@@ -39,6 +39,6 @@ def _split_experts(moe: MixtureOfExperts, mesh: Mesh) -> None:
     if num_experts % mesh.ep.size():
         raise ValueError(f"ep={mesh.ep.size()} must divide the {num_experts} experts")
     placements = {name: PLACEMENTS[name] for name, _ in moe.experts.named_parameters()}
-    shard_parameters(moe.experts, mesh.ep, placements)
+    shard_parameters(moe.experts, mesh.ep, placements, leaves=mesh.sizes.pp == 1)
     if mesh.ep.size() > 1:
         moe.dispatcher = AllToAllDispatcher(mesh.ep)

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel import AllToAllDispatcher, Mesh, MeshSizes
-from parallel.dispatch import combine
+from parallel.dispatch.all_to_all import combine
 
 D, TOKENS = 6, 10
 

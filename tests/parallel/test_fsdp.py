@@ -28,7 +28,7 @@ def test_gradients_are_summed_in_float32_and_never_divided(ranks, sizes, dtype):
 def accumulated(sizes: MeshSizes) -> list[float]:
     """A weight's gradient after each of three backwards of which the last is told to sum over ranks."""
     mesh, model = Mesh(sizes, "cpu"), nn.Linear(1, 1, bias=False)
-    shard(model, mesh.dense_shards, precision(torch.float32), False)
+    shard(model, mesh.dense_shards, precision(torch.float32), False, in_place=True)
     seen = []
     for last in (False, False, True):
         set_gradient_sync(model, last)
@@ -67,7 +67,7 @@ def test_experts_are_cut_between_them_or_else_within(ranks, shape, dim):
 def on_a_mesh_of_one() -> tuple[bool, bool]:
     model = nn.Linear(3, 3)
     before = model.weight.data_ptr()
-    shard(model, Mesh(MeshSizes(), "cpu").dense_shards, precision(torch.float32), True)
+    shard(model, Mesh(MeshSizes(), "cpu").dense_shards, precision(torch.float32), True, in_place=True)
     model(torch.ones(1, 3)).sum().backward()
     return model.weight.to_local().data_ptr() == before, isinstance(model.weight.grad, DTensor)
 
