@@ -6,6 +6,11 @@ A parameter is sharded over axes of one mesh only: dense ones over `dense_shards
 `expert_shards` and `ep`.
 """
 
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from parallel.mesh_sizes import MeshSizes
@@ -21,6 +26,7 @@ class Mesh:
     def __init__(self, sizes: MeshSizes, device_type: str) -> None:
         self.sizes = sizes
         self.device_type = device_type
+        self._patience = _timeout_of_world(device_type)
         s = sizes
 
         dense = self._shape(pp=s.pp, dp_replicate=s.dp_replicate, dp_shard=s.dp_shard, cp=s.cp, tp=s.tp)
@@ -65,4 +71,13 @@ class Mesh:
         self.stage = stages["stage"]
 
     def _shape(self, **degrees: int) -> DeviceMesh:
-        return init_device_mesh(self.device_type, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
+        mesh = init_device_mesh(self.device_type, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
+        for group in mesh.get_all_groups():
+            # New groups wait for torch's own 10 (NCCL) or 30 minutes, whatever the world was told.
+            distributed_c10d._set_pg_timeout(self._patience, group)
+        return mesh
+
+
+def _timeout_of_world(device_type: str) -> timedelta:
+    """How long a rank waits for others in a collective, as `join` was told."""
+    return dist.group.WORLD._get_backend(torch.device(device_type)).options._timeout

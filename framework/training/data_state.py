@@ -19,9 +19,7 @@ FILE_NAME = "data.json"
 
 
 def hold_data(data: DataSet, folder: Path) -> None:
-    """Store what the data is, and its tokenizer; what an earlier start of the run stored must be the same."""
-    if (folder / FILE_NAME).exists():
-        refuse_other_data(data, folder)
+    """Store what the data is, and its tokenizer, in a run folder."""
     _store_tokenizer(data, folder)
     write_atomically(folder / FILE_NAME, json.dumps(_facts(data), indent=1) + "\n")
 

@@ -15,16 +15,16 @@ from framework.recipe import sizes
 from framework.training import callbacks as watchers
 from framework.training.budget import make_budget
 from framework.training.checkpoint import Checkpointer, model_tensors, optimizer_tensors
-from framework.training.data_state import hold_data, require_same_data
 from framework.training.loop import Loop
 from framework.training.metrics import cut_rows_after
 from framework.training.peers import Peers
 from framework.training.preconditions import mesh_sizes
-from framework.training.setup import build_model, open_data_together
+from framework.training.setup import build_model
 from framework.training.trainer import Progress, Trainer
 from parallel import Mesh
 
 if TYPE_CHECKING:
+    from framework.data import DataSet
     from framework.recipe import Loaded
 
 logger = logging.getLogger(__name__)
@@ -33,16 +33,15 @@ logger = logging.getLogger(__name__)
 class Run:
     """Everything that a run is made of, on one rank."""
 
-    def __init__(self, loaded: Loaded, path: Path, peers: Peers, console: Console, device: torch.device) -> None:
+    def __init__(
+        self, loaded: Loaded, path: Path, peers: Peers, console: Console, device: torch.device, data: DataSet,
+    ) -> None:
         self.loaded, self.recipe, self.path, self.peers, self.console = loaded, loaded.recipe, path, peers, console
         self.budget = make_budget(self.recipe.data, self.recipe.training)
-        self.data = open_data_together(self.recipe, peers)
-        require_same_data(self.data, peers)
-        peers.lead(lambda: hold_data(self.data, path))
         mesh = Mesh(mesh_sizes(self.recipe.parallel), device.type)
         model = build_model(loaded, mesh, device)
         optimizer = build_adamw(model, self.recipe.optim)
-        self.trainer = Trainer(self.recipe, self.budget, mesh, model, optimizer, self.data)
+        self.trainer = Trainer(self.recipe, self.budget, mesh, model, optimizer, data)
         rules = self.recipe.checkpoint
         self.checkpointer = Checkpointer(path / "checkpoints", Peers(), rules.keep_last, rules.keep_every)
 

@@ -10,11 +10,13 @@ from typing import IO, TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from framework.training.data_state import FILE_NAME, hold_data, refuse_other_data, require_same_data
 from framework.training.logs import log_to
 from framework.training.peers import Peers
 from framework.training.preconditions import require_packages, require_ranks
 from framework.training.run import Run
-from framework.training.run_folder import Admission, enter
+from framework.training.run_folder import Admission, admit, enter
+from framework.training.setup import open_data_together
 
 if TYPE_CHECKING:
     from framework.recipe import Loaded
@@ -33,17 +35,28 @@ def train(loaded: Loaded, path: Path, resume: bool, device: torch.device) -> int
     require_ranks(loaded.recipe.parallel, peers.count)
     locks: list[IO[str]] = []  # of rank 0, held until the run is over
 
-    def take_folder() -> Admission:
+    def ask_folder() -> Admission:
         require_packages(loaded.recipe.training)
+        return admit(path, loaded, resume)
+
+    def take_folder() -> Admission:
+        if (path / FILE_NAME).exists():
+            refuse_other_data(data, path)
         admission, lock = enter(path, loaded, resume)
         locks.append(lock)
+        hold_data(data, path)
         return admission
 
+    if peers.lead(ask_folder) is Admission.FINISHED:
+        return 0
+    # Before the folder is made or changed: refused data leaves it as it was.
+    data = open_data_together(loaded.recipe, peers)
+    require_same_data(data, peers)
     if peers.lead(take_folder) is Admission.FINISHED:
         return 0
     console = Console(stderr=True)
     log_to(console, path if peers.leads else None)
-    run = Run(loaded, path, peers, console, device)
+    run = Run(loaded, path, peers, console, device, data)
     if stopped := run.train():
         if peers.leads:
             logger.info("stopped by %s after a checkpoint; --resume goes on from there", signal.Signals(stopped).name)

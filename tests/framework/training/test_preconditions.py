@@ -41,6 +41,12 @@ def test_what_cannot_run_here_leaves_no_folder(recipe, tmp_path, monkeypatch, ch
     assert not (tmp_path / "runs").exists()
 
 
+def test_refused_data_leaves_no_folder(recipe, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        start.train(recipe(), tmp_path / "runs" / "a", False, torch.device("cpu"))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_packages_are_asked_for_only_where_needed(recipe, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     require_packages(recipe().recipe.training)
@@ -48,6 +54,8 @@ def test_packages_are_asked_for_only_where_needed(recipe, monkeypatch):
 
 def test_ranks_that_were_asked_to_stop_leave_together(recipe, tmp_path, monkeypatch):
     calls = []
+    for step in ("open_data_together", "require_same_data", "hold_data"):
+        monkeypatch.setattr(start, step, lambda *parts: None)
     monkeypatch.setattr(start, "Run", lambda *parts: SimpleNamespace(train=lambda: calls.append("train") or 15))
     monkeypatch.setattr(Peers, "barrier", lambda peers: calls.append("barrier"))
     assert start.train(recipe(), tmp_path / "a", False, torch.device("cpu")) == 128 + signal.SIGTERM
