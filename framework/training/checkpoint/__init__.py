@@ -1,12 +1,13 @@
 """Checkpoints: written in the background, whole or not there, readable by any layout, and safe to read."""
 
 from framework.training.checkpoint.checkpointer import Checkpointer
+from framework.training.checkpoint.contents import consolidate, stored_tensors
 from framework.training.checkpoint.folder import checkpoint_folder, damage, steps_present
-from framework.training.checkpoint.manifest import DamagedCheckpoint, Manifest, read_manifest
+from framework.training.checkpoint.manifest import DamagedCheckpoint, Manifest, present_files, read_manifest
 from framework.training.checkpoint.state import model_tensors, optimizer_tensors
 from framework.training.checkpoint.storage import load
 
 __all__ = [
-    "Checkpointer", "DamagedCheckpoint", "Manifest", "checkpoint_folder", "damage", "load", "model_tensors",
-    "optimizer_tensors", "read_manifest", "steps_present",
+    "Checkpointer", "DamagedCheckpoint", "Manifest", "checkpoint_folder", "consolidate", "damage", "load",
+    "model_tensors", "optimizer_tensors", "present_files", "read_manifest", "steps_present", "stored_tensors",
 ]

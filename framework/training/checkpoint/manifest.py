@@ -60,18 +60,26 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedCheckpoint(f"{FILE_NAME} cannot be read") from None
 
 
-def verify(folder: Path, index: int = 0, count: int = 1) -> None:
-    """Check every file against the manifest; of `count` ranks, number `index` hashes its share of the files.
-
-    Raises DamagedCheckpoint, naming the file.
-    """
-    for number, (name, facts) in enumerate(sorted(read_manifest(folder).files.items())):
+def present_files(folder: Path) -> dict[str, int]:
+    """Bytes of each file that the manifest names. Raises DamagedCheckpoint for one that is missing or of other size."""
+    files = read_manifest(folder).files
+    for name, facts in sorted(files.items()):
         path = folder / name
         if not path.is_file():
             raise DamagedCheckpoint(f"{name} is missing")
         if path.stat().st_size != facts["size"]:
             raise DamagedCheckpoint(f"{name} has {path.stat().st_size} bytes instead of {facts['size']}")
-        if number % count == index and file_facts(path) != facts:
+    return {name: facts["size"] for name, facts in files.items()}
+
+
+def verify(folder: Path, index: int = 0, count: int = 1) -> None:
+    """Check every file against the manifest; of `count` ranks, number `index` hashes its share of the files.
+
+    Raises DamagedCheckpoint, naming the file.
+    """
+    present_files(folder)
+    for number, (name, facts) in enumerate(sorted(read_manifest(folder).files.items())):
+        if number % count == index and file_facts(folder / name) != facts:
             raise DamagedCheckpoint(f"{name} does not match its hash")
 
 
