@@ -56,7 +56,9 @@ class ExpertBlock:
         """Write, for each of the block's experts, the sum over its rows of a b^T; exactly zero where it has none."""
         out_EAB = out_EAB[self.experts]
         if self._is_grouped(*out_EAB.shape[1:], rows_MA.dtype):
-            out_EAB.copy_(F.grouped_mm(rows_MA.t(), rows_MB, offs=self.ends_E))
+            product_EAB = F.grouped_mm(rows_MA.t(), rows_MB, offs=self.ends_E)
+            # On Blackwell it leaves what memory held where an expert has no rows (pytorch issue 172439).
+            out_EAB.copy_(product_EAB.masked_fill_((self.counts_E == 0)[:, None, None], 0))
             return
         for left, out, right in self._runs(rows_MA, out_EAB, rows_MB):
             torch.mm(left.t(), right, out=out)

@@ -1,14 +1,15 @@
 """Expert parallelism: each rank of an ep group holds an equal run of the experts; tokens travel to them."""
 
 import logging
-from functools import partial
 
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 
 from framework.model.language_model import LanguageModel
-from framework.model.moe import MixtureOfExperts
-from parallel import AllToAllDispatcher, Mesh
-from parallel.collectives import all_sum
+from framework.model.moe import MixtureOfExperts, Parts, TokenParts
+from parallel import AllToAllDispatcher, DeduplicatedDispatcher, Mesh
+from parallel.collectives import all_gather, all_sum
 from parallel.local_view import shard_parameters
 
 log = logging.getLogger(__name__)
@@ -17,21 +18,42 @@ log = logging.getLogger(__name__)
 PLACEMENTS = {"gate": Shard(0), "up": Shard(0), "down": Shard(0)}
 
 
-def apply_expert_parallelism(model: LanguageModel, mesh: Mesh) -> None:
-    """Split the experts of every MoE block, and let its statistics span the ranks that share what they describe.
+class MeshParts(Parts):
+    """Parts on the ranks of a mesh of one dimension, which hold consecutive ones."""
 
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self.group, self.rank, self.count = mesh.get_group(), mesh.get_local_rank(), mesh.size()
+
+    def sum(self, x: Tensor) -> Tensor:
+        return all_sum(x, self.group)
+
+    def gather(self, x: Tensor, dim: int) -> Tensor:
+        return all_gather(x.detach(), dim, self.group)
+
+    def own(self, whole: Tensor, dim: int) -> Tensor:
+        return whole.chunk(self.count, dim)[self.rank]
+
+
+def apply_expert_parallelism(model: LanguageModel, mesh: Mesh, deduplicate: bool = False) -> None:
+    """Split the experts of every MoE block, and let it route as one rank would, whatever tokens are on which rank.
+
+    deduplicate: a token crosses to a rank once for all its experts there. Router and selection bias stay whole.
     Raises ValueError where the number of experts does not divide by ep.
     """
     blocks = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    token_parts = TokenParts(sequence=_parts(mesh.sequence), batch=_parts(mesh.batch), forward=_parts(mesh.stage))
     for moe in blocks:
         _split_experts(moe, mesh)
-        # Sums over one rank are the identity that the block starts with.
-        if mesh.sequence.size() > 1:
-            moe.reduce_sequence = partial(all_sum, group=mesh.sequence.get_group())
-        if mesh.stage.size() > 1:
-            moe.reduce_forward = partial(all_sum, group=mesh.stage.get_group())
+        moe.token_parts = token_parts
+        if mesh.ep.size() > 1:
+            moe.dispatcher = (DeduplicatedDispatcher if deduplicate else AllToAllDispatcher)(mesh.ep)
     if blocks and mesh.ep.size() > 1:
-        log.info("expert parallel: %d MoE blocks over %d ranks", len(blocks), mesh.ep.size())
+        log.info("expert parallel: %d MoE blocks over %d ranks%s",
+                 len(blocks), mesh.ep.size(), ", deduplicated dispatch" if deduplicate else "")
+
+
+def _parts(mesh: DeviceMesh) -> Parts:
+    return MeshParts(mesh) if mesh.size() > 1 else Parts()
 
 
 def _split_experts(moe: MixtureOfExperts, mesh: Mesh) -> None:
@@ -40,5 +62,3 @@ def _split_experts(moe: MixtureOfExperts, mesh: Mesh) -> None:
         raise ValueError(f"ep={mesh.ep.size()} must divide the {num_experts} experts")
     placements = {name: PLACEMENTS[name] for name, _ in moe.experts.named_parameters()}
     shard_parameters(moe.experts, mesh.ep, placements, leaves=mesh.sizes.pp == 1)
-    if mesh.ep.size() > 1:
-        moe.dispatcher = AllToAllDispatcher(mesh.ep)

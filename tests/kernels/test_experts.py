@@ -106,6 +106,28 @@ def test_the_body_for_gpus_equals_a_loop_over_rows(activation, dtype, d_expert, 
     check(inputs([3, 0, 9, 7, 0], activation, dtype, d_model=16, d_expert=d_expert), TOLERANCE[dtype])
 
 
+def test_experts_without_rows_get_zero_where_grouped_mm_leaves_what_memory_held(monkeypatch):
+    """As grouped_mm does on Blackwell."""
+    grouped_mm = F.grouped_mm
+
+    def unclean(rows, other, offs):
+        out = grouped_mm(rows, other, offs=offs)
+        if other.dim() == 2:
+            out[offs.diff(prepend=offs.new_zeros(1)) == 0] = torch.nan
+        return out
+
+    counts_E = torch.tensor([0, 3, 0, 5, 0])
+    block = ExpertBlock(slice(None), slice(None), counts_E)
+    block.on_cpu = False
+    rows_MA, rows_MB = torch.randn(8, 4), torch.randn(8, 8)
+    out_EAB = torch.full((5, 4, 8), 7.0)
+    monkeypatch.setattr(kernels.grouped_matmul.F, "grouped_mm", unclean)
+    block.outer(out_EAB, rows_MA, rows_MB)
+    assert not out_EAB[[0, 2, 4]].any()
+    torch.testing.assert_close(out_EAB[1], rows_MA[:3].t() @ rows_MB[:3])
+    torch.testing.assert_close(out_EAB[3], rows_MA[3:].t() @ rows_MB[3:])
+
+
 def test_bfloat16_rows_of_one_token_are_summed_in_float32():
     """256 rows of 1 each: in bfloat16 the sum would stop growing at 256 * (1 + rounding)."""
     num_rows = 1000

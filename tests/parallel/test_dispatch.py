@@ -1,4 +1,4 @@
-"""Dispatch by all-to-all: equal to experts on one device, whichever ranks and experts have no rows."""
+"""Both dispatches are equal to experts on one device, whichever ranks and experts have no rows."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel import AllToAllDispatcher, Mesh, MeshSizes
+from parallel import AllToAllDispatcher, DeduplicatedDispatcher, Mesh, MeshSizes
 from parallel.dispatch.all_to_all import combine
 
 D, TOKENS = 6, 10
@@ -43,7 +43,7 @@ def make_assignment(expert_TK: Tensor, gate_TK: Tensor, num_experts: int) -> Ass
 
 
 def choices(case: str, rank: int, num_experts: int) -> Tensor:
-    """Which two experts each token of a rank visits."""
+    """Which experts each token of a rank visits."""
     generator = torch.Generator().manual_seed(rank)
     if case == "one rank has no tokens" and rank == 1:
         return torch.empty(0, 2, dtype=torch.int64)
@@ -53,10 +53,13 @@ def choices(case: str, rank: int, num_experts: int) -> Tensor:
         return torch.tensor([[num_experts - 1, num_experts - 2]] * TOKENS)
     if case == "experts choose":  # some tokens never, some twice by the same expert's neighbour
         return torch.stack([torch.zeros(TOKENS, dtype=torch.int64), torch.ones(TOKENS, dtype=torch.int64)], 1)
-    return torch.stack([torch.randperm(num_experts, generator=generator)[:2] for _ in range(TOKENS)])
+    top_k = num_experts - 1 if case == "nearly all experts" else 2
+    return torch.stack([torch.randperm(num_experts, generator=generator)[:top_k] for _ in range(TOKENS)])
 
 
-CASES = ["random", "one rank has no tokens", "nobody has tokens", "all to the last expert's rank", "experts choose"]
+DISPATCHERS = {"plain": AllToAllDispatcher, "deduplicated": DeduplicatedDispatcher}
+CASES = ["random", "nearly all experts", "one rank has no tokens", "nobody has tokens", "all to the last expert's rank",
+         "experts choose"]
 
 
 def make(case: str, rank: int, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -68,7 +71,7 @@ def make(case: str, rank: int, num_experts: int) -> tuple[Tensor, Tensor, Tensor
     return expert_TK, x_TD, gate_TK, gradient_TD
 
 
-def dispatch(case: str, num_experts: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def dispatch(kind: str, case: str, num_experts: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Outputs and gradients on this rank: y, dx, dgate, dweight (of its own experts)."""
     rank, size = dist.get_rank(), dist.get_world_size()
     mesh = Mesh(MeshSizes(dp_shard=size, ep=size), "cpu")
@@ -78,7 +81,7 @@ def dispatch(case: str, num_experts: int, dtype: torch.dtype) -> tuple[Tensor, .
     x_TD = x_TD.to(dtype).requires_grad_()
     gate_TK.requires_grad_()
     assignment = make_assignment(expert_TK, gate_TK, num_experts)
-    y_TD = AllToAllDispatcher(mesh.ep)(x_TD, assignment, experts_of(weight))
+    y_TD = DISPATCHERS[kind](mesh.ep)(x_TD, assignment, experts_of(weight))
     y_TD.backward(gradient_TD.to(dtype))
     return y_TD.detach(), x_TD.grad, gate_TK.grad, weight.grad
 
@@ -101,19 +104,21 @@ def one_rank(case: str, num_experts: int, size: int) -> list[tuple[Tensor, ...]]
     return [(*result, part) for result, part in zip(results, parts, strict=True)]
 
 
+@pytest.mark.parametrize("kind", DISPATCHERS)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size, num_experts", [(2, 6), (4, 8), (3, 3), (1, 4)])
-def test_dispatch_equals_one_rank(ranks, case, size, num_experts):
-    got = ranks.run(size, dispatch, case, num_experts, torch.float64)
+def test_dispatch_equals_one_rank(ranks, kind, case, size, num_experts):
+    got = ranks.run(size, dispatch, kind, case, num_experts, torch.float64)
     for rank, (mine, reference) in enumerate(zip(got, one_rank(case, num_experts, size), strict=True)):
         for name, a, b in zip(("y", "dx", "dgate", "dweight"), mine, reference, strict=True):
             assert a is not None, f"rank {rank}: {name} has no gradient"
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=lambda m, r=rank, n=name: f"rank {r} {n}: {m}")
 
 
-def test_bfloat16_keeps_its_dtype_and_is_near(ranks):
+@pytest.mark.parametrize("kind", DISPATCHERS)
+def test_bfloat16_keeps_its_dtype_and_is_near(ranks, kind):
     reference = one_rank("random", 4, 2)
-    for mine, exact in zip(ranks.run(2, dispatch, "random", 4, torch.bfloat16), reference, strict=True):
+    for mine, exact in zip(ranks.run(2, dispatch, kind, "random", 4, torch.bfloat16), reference, strict=True):
         assert mine[0].dtype == mine[1].dtype == torch.bfloat16
         for a, b in zip(mine[:3], exact[:3], strict=True):
             assert (a.double() - b).norm() < 0.02 * b.norm()

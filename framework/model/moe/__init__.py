@@ -5,6 +5,10 @@ from framework.model.moe.balance import AttachLoss
 from framework.model.moe.block import MixtureOfExperts
 from framework.model.moe.dispatch import Dispatcher, LocalDispatcher
 from framework.model.moe.experts import Experts
+from framework.model.moe.parts import Parts, TokenParts
 from framework.model.moe.router import Router
 
-__all__ = ["Assignment", "AttachLoss", "Dispatcher", "Experts", "LocalDispatcher", "MixtureOfExperts", "Router"]
+__all__ = [
+    "Assignment", "AttachLoss", "Dispatcher", "Experts", "LocalDispatcher", "MixtureOfExperts", "Parts",
+    "Router", "TokenParts",
+]

@@ -1,7 +1,6 @@
 """Which token goes to which expert, as the sorted list of rows that experts and dispatchers take.
 
-B batch, S sequence, T = B * S tokens, E experts, K choices per token, M routed rows, N tokens that an expert takes of
-each of R groups.
+B batch, S sequence, T = B * S tokens, E experts, K choices per token, M routed rows.
 """
 
 from dataclasses import dataclass
@@ -37,11 +36,12 @@ def assign_choices(index_BSK: Tensor, gate_BSK: Tensor, num_experts: int, kept_B
     return Assignment(choice_M // top_k, gate_M.index_select(0, choice_M), counts_E)
 
 
-def assign_chosen(token_RNE: Tensor, gate_RNE: Tensor) -> Assignment:
-    """Experts chose tokens (int64, numbered as in [T])."""
-    num_groups, num_tokens, num_experts = token_RNE.shape
-    counts_E = token_RNE.new_full((num_experts,), num_groups * num_tokens)
-    return Assignment(token_RNE.permute(2, 0, 1).flatten(), gate_RNE.permute(2, 0, 1).flatten(), counts_E)
+def assign_chosen(chosen_TE: Tensor, gate_TE: Tensor) -> Assignment:
+    """Experts chose tokens (bool): each expert's rows in the order of tokens."""
+    chosen_ET = chosen_TE.t().contiguous()
+    row_M = chosen_ET.flatten().nonzero()[:, 0]
+    gate_M = gate_TE.t().flatten().index_select(0, row_M)
+    return Assignment(row_M % len(chosen_TE), gate_M, chosen_ET.sum(1))
 
 
 def rows_per_expert(index_BSK: Tensor, num_experts: int) -> Tensor:

@@ -24,7 +24,7 @@ class AttachLoss(torch.autograd.Function):
         return dx, ctx.one
 
 
-def load_balance_loss(scores_BSE: Tensor, rows_BE: Tensor, tokens_per_sequence: Tensor) -> Tensor:
+def load_balance_loss(scores_BSE: Tensor, rows_BE: Tensor, tokens_per_sequence: int) -> Tensor:
     """Sum over sequences of E * sum_e f_e * P_e (https://arxiv.org/abs/2101.03961, Eq. 4-6): a scalar.
 
     f_e: the share of routed rows that expert e gets, from counts rows_BE of each sequence, or of anything larger (one
@@ -40,7 +40,7 @@ def load_balance_loss(scores_BSE: Tensor, rows_BE: Tensor, tokens_per_sequence: 
     return num_experts * (share_BE * probability_BSE.sum(1)).sum() / tokens_per_sequence
 
 
-def z_loss(logits_BSE: Tensor, tokens_per_sequence: Tensor) -> Tensor:
+def z_loss(logits_BSE: Tensor, tokens_per_sequence: int) -> Tensor:
     """Sum over sequences of the mean over tokens of logsumexp(logits)^2 (https://arxiv.org/abs/2202.08906, Eq. 5).
 
     Of the tokens here, as in `load_balance_loss`.

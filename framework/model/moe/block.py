@@ -3,7 +3,6 @@
 B batch, S sequence, D model width, T = B * S tokens, E experts.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +14,7 @@ from framework.model.linear import Linear
 from framework.model.moe.balance import AttachLoss, load_balance_loss, z_loss
 from framework.model.moe.dispatch import Dispatcher, LocalDispatcher
 from framework.model.moe.experts import Experts
+from framework.model.moe.parts import TokenParts
 from framework.model.moe.router import Router
 from framework.model.moe.routing import Routing, experts_choose, tokens_choose
 from framework.model.moe.statistics import RoutingStatistics
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 SHARED_ROLES = FFNRoles(Role.SHARED_EXPERT_GATE, Role.SHARED_EXPERT_UP, Role.SHARED_EXPERT_DOWN)
 
 
-def over_one_rank(x: Tensor) -> Tensor:
-    """The sum over the only rank."""
-    return x
-
-
 class MixtureOfExperts(nn.Module):
     """Sparse feed-forward layer (https://arxiv.org/abs/1701.06538); `settings` is a recipe's MoE section, filled.
 
@@ -40,8 +35,7 @@ class MixtureOfExperts(nn.Module):
     3. `shared` experts, gated by `shared_router` if there is one, are added; `output_norm` closes.
     4. In training the auxiliary losses are attached to the output.
 
-    Parallelism from outside replaces `dispatcher`; `reduce_sequence`, a sum over the ranks that share a sequence; and
-    `reduce_forward`, a sum over all ranks of one forward.
+    Parallelism from outside replaces `dispatcher`, and `token_parts`: how those of a forward lie on ranks.
     """
 
     def __init__(self, d_model: int, settings: "MoE", norm_eps: float) -> None:
@@ -53,8 +47,7 @@ class MixtureOfExperts(nn.Module):
         self.shared_router = Linear(d_model, 1, Role.SHARED_EXPERT_ROUTER) if settings.shared_expert_router else None
         self.output_norm = LayerNorm(d_model, norm_eps) if settings.output_norm else None
         self.dispatcher: Dispatcher = LocalDispatcher()
-        self.reduce_sequence: Callable[[Tensor], Tensor] = over_one_rank
-        self.reduce_forward: Callable[[Tensor], Tensor] = over_one_rank
+        self.token_parts = TokenParts()
         self.statistics = RoutingStatistics()
 
     def forward(self, x_BSD: Tensor, context: Context, cache: None = None) -> Tensor:
@@ -70,7 +63,8 @@ class MixtureOfExperts(nn.Module):
 
         balance, z = self._auxiliary_losses(logits_BSE, routing, context)
         self.statistics.add(tokens_per_expert_E=routing.rows_BE.sum(0), dropped=routing.num_dropped,
-                            load_balance_loss=balance, z_loss=z)
+                            load_balance_loss=balance, z_loss=z,
+                            dispatch_bytes=torch.tensor(self.dispatcher.bytes_sent, dtype=torch.float64))
         return AttachLoss.apply(y_BSD, balance + z) if self.training else y_BSD
 
     def new_cache(self, *_) -> None:
@@ -80,7 +74,8 @@ class MixtureOfExperts(nn.Module):
         """This rank's sums over forwards since the last call; empty where there were none.
 
         `tokens_per_expert_E`: int64, rows routed to each expert, before dropping. `dropped`: int64, rows. Floats
-        `load_balance_loss`, `z_loss`: shares of the training loss, weights included.
+        `load_balance_loss`, `z_loss`: shares of the training loss, weights included. `dispatch_bytes`: float64 on the
+        CPU, what forwards sent to other ranks' experts and back, as the dispatcher counts.
         """
         return self.statistics.take()
 
@@ -98,9 +93,9 @@ class MixtureOfExperts(nn.Module):
     def _route(self, logits_BSE: Tensor) -> Routing:
         settings = self.settings
         if settings.router == "expert_choice":
-            return experts_choose(logits_BSE, settings)
+            return experts_choose(logits_BSE, settings, self.token_parts)
         drop = settings.capacity_factor is not None and (self.training or settings.capacity_in_evaluation)
-        return tokens_choose(logits_BSE, self.router.selection_bias_E, settings, drop)
+        return tokens_choose(logits_BSE, self.router.selection_bias_E, settings, drop, self.token_parts)
 
     def _auxiliary_losses(self, logits_BSE: Tensor, routing: Routing, context: Context) -> tuple[Tensor, Tensor]:
         """Weighted load-balance and z loss: means over sequences of the whole step, of which these are shares.
@@ -112,12 +107,12 @@ class MixtureOfExperts(nn.Module):
         balance = z = logits_BSE.new_zeros(())
         if not self.training or not (settings.load_balance_weight or settings.z_loss_weight):
             return balance, z
-        seq_len = self.reduce_sequence(logits_BSE.new_full((), logits_BSE.shape[1]))
+        seq_len = logits_BSE.shape[1] * self.token_parts.sequence.count
         if settings.load_balance_weight:
             if settings.load_balance_over == "sequence":
-                rows = self.reduce_sequence(routing.rows_BE)
+                rows = self.token_parts.sequence.sum(routing.rows_BE)
             else:
-                rows = self.reduce_forward(routing.rows_BE.sum(0, keepdim=True))
+                rows = self.token_parts.forward.sum(routing.rows_BE.sum(0, keepdim=True))
             balance = load_balance_loss(routing.scores_BSE, rows, seq_len)
         if settings.z_loss_weight:
             z = z_loss(logits_BSE, seq_len)

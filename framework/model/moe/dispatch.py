@@ -11,7 +11,9 @@ ExpertFunction = Callable[[Tensor, Assignment], Tensor]
 
 
 class Dispatcher(Protocol):
-    """Carries rows to their experts and the outputs back."""
+    """Carries rows to their experts and the outputs back. bytes_sent: to other ranks, in the last call."""
+
+    bytes_sent: int
 
     def __call__(self, x_TD: Tensor, assignment: Assignment, experts: ExpertFunction) -> Tensor:
         """y_TD in the dtype of x_TD: per token, the sum of its experts' outputs times their gates.
@@ -22,6 +24,8 @@ class Dispatcher(Protocol):
 
 class LocalDispatcher:
     """All experts are here."""
+
+    bytes_sent = 0
 
     def __call__(self, x_TD: Tensor, assignment: Assignment, experts: ExpertFunction) -> Tensor:
         return experts(x_TD, assignment)

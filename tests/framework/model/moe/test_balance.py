@@ -91,22 +91,23 @@ def test_shares_of_forwards_of_unequal_size_are_weighted_by_their_sequences(over
 
 
 @pytest.mark.parametrize("over", ["sequence", "forward"])
-def test_shares_of_ranks_that_split_a_sequence_or_a_batch_sum_to_the_whole(over):
-    """The hooks get what each rank counted; here the other rank's part is known beforehand."""
-    moe = block(load_balance_weight=1.0, z_loss_weight=1.0, load_balance_over=over)
-    x_BSD = torch.randn(2, SEQ_LEN, D_MODEL, dtype=torch.float64)
-    moe(x_BSD, Context(num_sequences=2))
-    whole = moe.take_statistics()
-    counted = moe._route(moe.router(x_BSD)).rows_BE
-    halves = list(x_BSD.split(SEQ_LEN // 2, 1))
-
-    moe.reduce_sequence = lambda local: torch.full_like(local, SEQ_LEN) if local.dim() == 0 else counted
-    moe.reduce_forward = lambda local: counted.sum(0, keepdim=True)
-    for half in halves:
-        moe(half, Context(num_sequences=2))
-    shares = moe.take_statistics()
-    for name in whole:
-        torch.testing.assert_close(shares[name], whole[name])
+def test_a_sequence_without_any_row_has_no_balance_loss_and_nothing_is_nan(over):
+    """Experts that choose among the tokens of a position may pass over every token of a sequence."""
+    moe = block(num_experts=2, top_k=1, capacity_factor=0.5, router="expert_choice", choice_group="position",
+                load_balance_weight=1.0, load_balance_over=over)
+    with torch.no_grad():
+        moe.router.weight.copy_(torch.eye(2, D_MODEL))
+    favoured = torch.tensor([[3.0, -3.0], [-3.0, 3.0]], dtype=torch.float64)
+    x_BSD = torch.zeros(3, SEQ_LEN, D_MODEL, dtype=torch.float64)
+    x_BSD[:2, :, :2] = favoured[:, None]
+    moe(x_BSD, Context(num_sequences=3)).sum().backward()
+    taken = moe.take_statistics()
+    assert taken["tokens_per_expert_E"].tolist() == [SEQ_LEN, SEQ_LEN]
+    favourite, other = torch.tensor([3.0, -3.0], dtype=torch.float64).softmax(0)
+    share = 1.0 / 3 if over == "forward" else 0.0
+    expected = (2 * favourite * 2 / 3 if over == "sequence" else 2 / 3 * (favourite + other)) + share
+    torch.testing.assert_close(taken["load_balance_loss"], expected)
+    assert moe.router.weight.grad.isfinite().all()
 
 
 def test_attaching_leaves_values_alone_and_gives_the_loss_a_gradient_of_one():

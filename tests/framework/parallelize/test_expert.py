@@ -1,0 +1,171 @@
+"""A mixture-of-experts block over ranks that split batches, sequences and experts in any way equals one rank's.
+
+B batch, S sequence, D model width, E experts.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from framework.model.context import Context
+from framework.model.moe import MixtureOfExperts, TokenParts
+from framework.parallelize.expert import apply_expert_parallelism
+from framework.recipe.schema import MoE
+from parallel import Mesh, MeshSizes
+from parallel.collectives import all_sum
+
+BATCH_SIZE, SEQ_LEN, D_MODEL, NUM_EXPERTS = 4, 16, 8, 8
+LOSSES = dict(load_balance_weight=0.5, z_loss_weight=0.1)
+OPTIONS = {
+    "dropless": LOSSES,
+    "capacity": LOSSES | dict(capacity_factor=0.7, router="topk_softmax"),
+    "sigmoid": LOSSES | dict(router="sigmoid", selection_bias_rate=0.1, gate_scale=2.0),
+    "expert_choice": LOSSES | dict(router="expert_choice"),
+    "expert_choice_by_position": LOSSES | dict(router="expert_choice", choice_group="position"),
+    "over_forward": LOSSES | dict(load_balance_over="forward", num_shared_experts=1, shared_expert_router=True),
+    "one_expert_for_all": dict(top_k=1, gate_scale=3.0),
+}
+LAYOUTS = {
+    "cp2": MeshSizes(cp=2),
+    "tp2xep2": MeshSizes(tp=2, ep=2),
+    "cp2xep2": MeshSizes(cp=2, ep=2),
+    "dp_shard2xtp2xep4": MeshSizes(dp_shard=2, tp=2, ep=4),
+    "dp_shard2xtp2xep2": MeshSizes(dp_shard=2, tp=2, ep=2),
+    "cp2xtp2xep4": MeshSizes(cp=2, tp=2, ep=4),
+    "dp_replicate2xcp2xep2": MeshSizes(dp_replicate=2, cp=2, ep=2),
+    "dp_shard2xcp2xtp2xep8": MeshSizes(dp_shard=2, cp=2, tp=2, ep=8),
+    "pp2xdp_shard2xtp2xep4": MeshSizes(pp=2, dp_shard=2, tp=2, ep=4),
+}
+
+
+def block(option):
+    settings = MoE(**{"num_experts": NUM_EXPERTS, "top_k": 3, "d_expert": 4, **OPTIONS[option]})
+    moe = MixtureOfExperts(D_MODEL, settings, 1e-5)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in moe.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    if settings.selection_bias_rate:
+        moe.router.selection_bias_E.normal_(generator=generator)
+    if option == "one_expert_for_all":
+        nn.init.zeros_(moe.router.weight)
+    return moe.double()
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, BATCH_SIZE, SEQ_LEN, D_MODEL, generator=generator, dtype=torch.float64)
+
+
+def own(x_BSD, mesh):
+    """This rank's part of the sequences' tokens."""
+    x_BSD = x_BSD.chunk(mesh.batch.size())[mesh.batch.get_local_rank()]
+    return x_BSD.chunk(mesh.sequence.size(), 1)[mesh.sequence.get_local_rank()]
+
+
+def run(moe, x_BSD, weight_BSD):
+    """The output and the input's gradient here; statistics and the parameters' gradients, local."""
+    x_BSD = x_BSD.clone().requires_grad_()
+    y_BSD = moe(x_BSD, Context(num_sequences=BATCH_SIZE))
+    (y_BSD * weight_BSD).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in moe.named_parameters()}
+    return y_BSD.detach(), x_BSD.grad, moe.take_statistics(), gradients
+
+
+def on_layout(sizes, options, deduplicate, skip=None):
+    """Where this rank's tokens stand among all; for each option what `run` gives, statistics and gradients whole.
+
+    skip: of what ranks tell each other, the part to leave out.
+    """
+    mesh = Mesh(sizes, "cpu")
+    token_T = own(torch.arange(BATCH_SIZE * SEQ_LEN).view(BATCH_SIZE, SEQ_LEN, 1), mesh).flatten()
+    return token_T, {option: on_mesh(mesh, option, deduplicate, skip) for option in options}
+
+
+def on_mesh(mesh, option, deduplicate, skip):
+    moe = block(option)
+    apply_expert_parallelism(nn.ModuleList([moe]), mesh, deduplicate)
+    if skip is not None:
+        names = {"sequence", "batch", "forward"} - {skip}
+        moe.token_parts = TokenParts(**{name: getattr(moe.token_parts, name) for name in names})
+    y_BSD, dx_BSD, statistics, gradients = run(moe, *(own(x_BSD, mesh) for x_BSD in data()))
+
+    def whole(name, gradient):
+        if name.startswith("experts."):
+            mine = gradient.to_local()
+            gradient = mine.new_zeros(NUM_EXPERTS, *mine.shape[1:])
+            gradient.chunk(mesh.ep.size())[mesh.ep.get_local_rank()].copy_(mine)
+        return all_sum(gradient, mesh.stage.get_group())
+
+    statistics = {name: all_sum(value, mesh.stage.get_group()) for name, value in statistics.items()}
+    return y_BSD, dx_BSD, statistics, {name: whole(name, gradient) for name, gradient in gradients.items()}
+
+
+def largest_differences(ranks, sizes, options, deduplicate, skip=None):
+    """By option, relative to the largest entry: over the output, statistics and gradients, experts one by one."""
+    results = ranks.run(sizes.world, on_layout, sizes, options, deduplicate, skip)
+    return {option: max(difference(token_T, got[option], run(block(option), *data())) for token_T, got in results)
+            for option in options}
+
+
+def difference(token_T, got, expected):
+    y_BSD, dx_BSD, statistics, gradients = got
+    pairs = [(y_BSD, expected[0].flatten(0, 1)[token_T]), (dx_BSD, expected[1].flatten(0, 1)[token_T])]
+    pairs += [(statistics[name], reference) for name, reference in expected[2].items() if name != "dispatch_bytes"]
+    for name, reference in expected[3].items():
+        stacked = name.startswith("experts.")
+        pairs += zip(gradients[name], reference, strict=True) if stacked else [(gradients[name], reference)]
+    return max(((mine.reshape(reference.shape) - reference).abs().max() / (reference.abs().max() + 1e-30)).item()
+               for mine, reference in pairs)
+
+
+@pytest.mark.parametrize("deduplicate", [False, True], ids=["plain", "deduplicated"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_equals_one_rank(ranks, layout, deduplicate):
+    options = ["capacity", "expert_choice"] if LAYOUTS[layout].world == 8 else list(OPTIONS)
+    differences = largest_differences(ranks, LAYOUTS[layout], options, deduplicate)
+    assert max(differences.values()) < 1e-11, differences
+
+
+@pytest.mark.parametrize("option, skip, layout", [
+    ("dropless", "sequence", "cp2"), ("capacity", "sequence", "tp2xep2"), ("expert_choice", "sequence", "cp2xep2"),
+    ("expert_choice_by_position", "batch", "dp_shard2xtp2xep4"), ("over_forward", "forward", "dp_shard2xtp2xep2"),
+])
+def test_a_part_that_is_left_out_is_found_out(ranks, option, skip, layout):
+    """Wrong on purpose: the comparison above must see it."""
+    assert largest_differences(ranks, LAYOUTS[layout], [option], False, skip)[option] > 1e-6
+
+
+def bytes_sent(sizes, deduplicate):
+    mesh, moe = Mesh(sizes, "cpu"), block("dropless")
+    apply_expert_parallelism(nn.ModuleList([moe]), mesh, deduplicate)
+    x_BSD, weight_BSD = (own(x_BSD, mesh) for x_BSD in data())
+    _, _, statistics, _ = run(moe, x_BSD, weight_BSD)
+    with torch.no_grad():
+        index_TK = moe.router(x_BSD).topk(3).indices.flatten(0, 1)
+    owner_TK = index_TK // (NUM_EXPERTS // mesh.ep.size())
+    return statistics["dispatch_bytes"].item(), owner_TK
+
+
+@pytest.mark.parametrize("deduplicate", [False, True], ids=["plain", "deduplicated"])
+def test_bytes_that_leave_ranks_are_counted(ranks, deduplicate):
+    results = ranks.run(4, bytes_sent, LAYOUTS["dp_shard2xtp2xep4"], deduplicate)
+    rows = 0
+    for rank, (_, owner_TK) in enumerate(results):
+        for owners in owner_TK.tolist():
+            remote = [owner for owner in owners if owner != rank]
+            rows += len(set(remote)) if deduplicate else len(remote)
+    assert sum(num_bytes for num_bytes, _ in results) == 2 * rows * D_MODEL * 8
+
+
+def test_on_one_rank_nothing_is_sent():
+    moe = block("dropless")
+    assert run(moe, *data())[2]["dispatch_bytes"] == 0
+
+
+def refused(sizes):
+    with pytest.raises(ValueError, match="ep=3 must divide the 8 experts"):
+        apply_expert_parallelism(nn.ModuleList([block("dropless")]), Mesh(sizes, "cpu"))
+
+
+def test_experts_that_do_not_divide_are_refused(ranks):
+    ranks.run(3, refused, MeshSizes(dp_shard=3, ep=3))
