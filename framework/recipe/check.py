@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from framework.recipe.architecture import Architecture
 from framework.recipe.errors import DEFAULT, RecipeError, nearest
+from framework.recipe.layout_fit import context_misfits, pipeline_misfits, tensor_misfits
 from framework.recipe.parameters import parameters
 from framework.recipe.schema import Data, Parallel, Recipe
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 FAMILIES = ("attention", "ffn", "expert", "shared_expert", "ssm")
 LATER = {
-    "parallel.cp": 1, "parallel.tp": 1, "parallel.pp": 1, "parallel.pp_schedule": "1f1b", "parallel.engine": "fsdp",
-    "parallel.zero_stage": 3, "parallel.offload": "none", "parallel.dedup_dispatch": False,
     "parametrization.base_d_model": None,
 }
 """Dotted keys with the one value that can run so far."""
@@ -24,9 +23,11 @@ LATER = {
 
 def check(recipe: Recipe, architecture: Architecture) -> None:
     """Raise RecipeError for a layout, a batch or a rule over roles that cannot be."""
+    _check_engine(recipe.parallel)
     _check_experts_layout(recipe.parallel, architecture)
     for size, key in _batch_sizes(recipe.data):
         _check_batch(size, key, recipe.data, recipe.parallel)
+    _check_layout(recipe, architecture)
     _check_roles(recipe, architecture)
     first_last = recipe.training.profile_steps
     if first_last and first_last[0] > first_last[1]:
@@ -48,6 +49,24 @@ def require_runnable(loaded: Loaded) -> None:
 
 def _placed(loaded: Loaded, key: str, text: str) -> RecipeError:
     return RecipeError(key, text).located(loaded.origins, DEFAULT)
+
+
+def _check_engine(parallel: Parallel) -> None:
+    """DeepSpeed's ZeRO splits over data-parallel ranks alone; what it is told has no meaning without it."""
+    if parallel.engine == "fsdp":
+        for key, neutral in (("zero_stage", 3), ("offload", "none")):
+            if (given := getattr(parallel, key)) != neutral:
+                raise RecipeError((f"parallel.{key}", "parallel.engine"),
+                                  f"given {given} with engine fsdp; allowed: {neutral}, or engine deepspeed")
+        return
+    axes = [axis for axis in ("cp", "tp", "pp", "ep") if getattr(parallel, axis) > 1]
+    if axes:
+        given = ", ".join(f"{axis} {getattr(parallel, axis)}" for axis in axes)
+        raise RecipeError(("parallel.engine", *(f"parallel.{axis}" for axis in axes)),
+                          f"deepspeed does not compose with {given}; allowed: dp_replicate, dp_shard, or engine fsdp")
+    if parallel.offload == "nvme":
+        raise RecipeError("parallel.offload", "given nvme, for which DeepSpeed's async_io would have to be compiled; "
+                          "allowed: none, cpu")
 
 
 def _check_experts_layout(parallel: Parallel, architecture: Architecture) -> None:
@@ -77,6 +96,19 @@ def _check_batch(size: int, key: str, data: Data, parallel: Parallel) -> None:
     if micro and share % micro:
         raise RecipeError(("data.micro_batch_size", key), f"{micro} does not divide a rank's share of {share} "
                           f"sequences ({size} over {ranks} ranks); allowed: a divisor")
+
+
+def _check_layout(recipe: Recipe, architecture: Architecture) -> None:
+    """Sizes that the ranks of an axis cannot split, all of an axis in one line."""
+    layout, seq_len = recipe.parallel, recipe.data.seq_len
+    misfits = {
+        "parallel.tp": tensor_misfits(architecture, layout.tp),
+        "parallel.cp": context_misfits(architecture, layout.cp, layout.tp, seq_len),
+        "parallel.pp": pipeline_misfits(architecture, recipe.data, layout),
+    }
+    for key, lines in misfits.items():
+        if lines:
+            raise RecipeError(key, "; ".join(lines))
 
 
 def _check_roles(recipe: Recipe, architecture: Architecture) -> None:

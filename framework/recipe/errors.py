@@ -54,9 +54,19 @@ def _place(origins: Mapping[str, Origin], key: str) -> Origin | None:
 
 
 def shorten(value: object, width: int = 60) -> str:
-    """A value as a message quotes it."""
-    text = repr(value)
+    """A value as a message quotes it: text in quotes, the rest as YAML has it."""
+    text = _spelled(value)
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _spelled(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_spelled, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_spelled(inner)}' for key, inner in value.items())}}}"
+    return repr(value)
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -20,11 +20,12 @@ def training_flops_per_token(architecture: Architecture, seq_len: int, rows: lis
     matrices = sum(2 * row.active_size for row in rows if len(row.shape) > 1 and row.role not in NOT_MULTIPLIED)
     if architecture.model.tie_embeddings:
         matrices += 2 * architecture.model.vocab_size * architecture.model.d_model
-    mixing = sum(_mixing_flops(sublayer, architecture.model.d_model, seq_len) for sublayer in architecture.sublayers())
+    mixing = sum(mixing_flops(sublayer, architecture.model.d_model, seq_len) for sublayer in architecture.sublayers())
     return round(3 * (matrices + mixing))
 
 
-def _mixing_flops(sublayer: Sublayer, d_model: int, seq_len: int) -> float:
+def mixing_flops(sublayer: Sublayer, d_model: int, seq_len: int) -> float:
+    """FLOPs of a token's forward in what mixes tokens: attention's products of activations, an SSM's recurrence."""
     settings = sublayer.settings
     if sublayer.kind == "attention":
         return 4 * settings.head_dim * settings.num_heads * mean_visible_keys(seq_len, settings.window)

@@ -93,7 +93,7 @@ def _read_layers(path: Path, chain: tuple[Path, ...]) -> list[Entry]:
     place = display(path)
     tree = read_yaml(read_text(path), place, 0)
     if not isinstance(tree.value, dict):
-        given = "an empty file" if tree.value is None else f"given {type(tree.value).__name__}"
+        given = "an empty file" if tree.value is None else f"given {shorten(tree.value)}"
         raise RecipeError((), f"{given}; allowed: a mapping with model, data, optim, training, ...", Origin(place))
     own = dict(tree.value)
     bases = _bases(own.pop("extends", None))

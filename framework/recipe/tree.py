@@ -20,8 +20,13 @@ def merge(base: Entry, later: Entry) -> Entry:
 
 
 def override(tree: Entry, assignments: Sequence[str], level: int) -> Entry:
-    """Apply `a.b.c=value` from the command line, one after the other."""
+    """Apply `a.b.c=value` from the command line, one after the other. Raises RecipeError for a key given twice."""
+    seen: set[str] = set()
     for assignment in assignments:
+        key = assignment.partition("=")[0].strip()
+        if key in seen:
+            raise RecipeError(key, "given twice; allowed: once", COMMAND_LINE)
+        seen.add(key)
         tree = merge(tree, _parse_assignment(assignment, level))
     return tree
 
@@ -54,3 +59,5 @@ def _parse_value(key: str, text: str, level: int) -> Any:
         return read_yaml(text, COMMAND_LINE.place, level, numbered=False).value
     except NotYAML:
         return text
+    except RecipeError as error:
+        raise RecipeError(".".join((key, *error.keys)), error.text, COMMAND_LINE) from None

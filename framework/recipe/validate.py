@@ -30,11 +30,13 @@ def _explain(section: type[Section], finding: Mapping[str, Any], prefix: str) ->
         siblings = _fields_at(section, path[:-1])
         hint = nearest(str(path[-1]), siblings) or _elsewhere(str(path[-1]))
         return RecipeError(key, f"unknown key{hint}; allowed: {', '.join(siblings)}")
-    allowed = finding["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+    allowed = finding["msg"].removeprefix("Input should be ").removeprefix("Input should ").replace("tuple", "list")
     if finding["type"] == "missing":
         return RecipeError(key, "missing; allowed: a value must be given")
     if finding["type"] == "model_type":
         allowed = f"a section with the keys {', '.join(_fields_at(section, path))}"
+    if finding["type"] == "invalid_key":
+        return RecipeError(key, f"unknown key; allowed: {', '.join(_fields_at(section, path[:-1]))}")
     return RecipeError(key, f"given {shorten(finding['input'])}; allowed: {allowed}")
 
 

@@ -94,8 +94,8 @@ def _entry(node: yaml.Node, origin: partial, level: int, depth: int) -> Entry:
     for key_node, value_node in node.value:
         key = _key(key_node, origin)
         if key in entries:
-            raise RecipeError(str(key), f"given twice, first at line {entries[key].origin.line}; allowed: once",
-                              origin(key_node.start_mark.line + 1))
+            first = f", first at line {entries[key].origin.line}" if entries[key].origin.line else ""
+            raise RecipeError(str(key), f"given twice{first}; allowed: once", origin(key_node.start_mark.line + 1))
         inner = _entry(value_node, origin, level, depth - 1)
         entries[key] = Entry(inner.value, origin(key_node.start_mark.line + 1), level)
     return Entry(entries, origin(line), level)
@@ -126,8 +126,8 @@ def _plain_scalar(text: str, origin: Origin) -> Any:
 
 def _integer(digits: str, exponent: int, origin: Origin) -> int:
     if len(digits) + exponent > 20 or abs(int(digits) * 10**exponent) >= LARGEST:
-        raise RecipeError((), f"given {shorten(digits)}{f'e{exponent}' if exponent else ''}; allowed: below 2^63",
-                          origin)
+        given = f"{digits[:40]}..." if len(digits) > 40 else f"{digits}e{exponent}" if exponent else digits
+        raise RecipeError((), f"given {given}; allowed: a whole number below 2^63", origin)
     return int(digits) * 10**exponent
 
 

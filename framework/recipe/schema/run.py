@@ -107,9 +107,12 @@ class Parallel(Section):
     dp_shard: PositiveInt = Field(1, description="data-parallel ranks that share one copy of parameters (FSDP)")
     cp: PositiveInt = Field(1, description="context parallelism: ranks that split a sequence")
     tp: PositiveInt = Field(1, description="tensor and sequence parallelism")
-    pp: PositiveInt = Field(1, description="pipeline stages")
+    pp: PositiveInt = Field(1, description="ranks that hold consecutive layers, as stages of a pipeline")
     ep: PositiveInt = Field(1, description="ranks over which the experts are spread")
     pp_schedule: Literal["1f1b", "interleaved", "zero_bubble"] = "1f1b"
+    pp_stages_per_rank: PositiveInt | None = Field(
+        None, description="pipeline stages on a rank; None: 2 if interleaved, else 1"
+    )
     engine: Literal["fsdp", "deepspeed"] = "fsdp"
     zero_stage: Literal[1, 2, 3] = 3
     offload: Literal["none", "cpu", "nvme"] = "none"

@@ -164,10 +164,7 @@ def test_dump_keeps_every_kind_of_value(write):
 
 
 @pytest.mark.parametrize(("overrides", "said"), [
-    (["parallel.tp=2", "parallel.ep=1"], "parallel.tp: given 2, which is not available yet; allowed: 1"),
-    (["parallel.cp=2"], "parallel.cp"), (["parallel.pp=2"], "parallel.pp"),
-    (["parallel.engine=deepspeed"], "allowed: fsdp"), (["parallel.zero_stage=1"], "allowed: 3"),
-    (["parallel.offload=cpu"], "allowed: none"), (["parallel.dedup_dispatch=true"], "allowed: False"),
+    (["parametrization.base_d_model=32"], "base_d_model: given 32, which is not available yet; allowed: None"),
     (["training.steps=null"], "neither steps nor tokens"), (["data.corpus=null"], "neither corpus nor blend"),
 ])
 def test_what_cannot_run_yet_can_be_shown(write, overrides, said):
@@ -195,9 +192,15 @@ def test_null_empties_a_mapping_that_a_base_filled(write):
     assert load_recipe(write("extends: ramp.yaml")).recipe.data.batch_ramp == {1000: 4}
 
 
-@pytest.mark.parametrize("field", ["parallel.tp=2", "parallel.pp_schedule=interleaved", "parallel.engine=deepspeed",
-                                   "parametrization.base_d_model=32"])
-def test_what_does_not_run_yet_is_refused_by_name(write, field):
-    loaded = load_recipe(write("extends: base.yaml"), [field])
-    with pytest.raises(RecipeError, match=f"{field.partition('=')[0]}.*not available yet"):
-        require_runnable(loaded)
+@pytest.mark.parametrize(("overrides", "said"), [
+    (["parallel.tp=3"], "parallel.tp: tp=3 must divide the 4 query heads"),
+    (["parallel.cp=3"], "parallel.cp: cp*tp=3*1 must divide"),
+    (["parallel.pp=2", "data.micro_batch_size=4"], "= 1 micro-batches, but pp=2 needs at least 2"),
+    (["parallel.engine=deepspeed", "parallel.tp=2"], "deepspeed does not compose with tp 2; allowed: dp_replicate"),
+    (["parallel.zero_stage=1"], "given 1 with engine fsdp; allowed: 3, or engine deepspeed"),
+])
+def test_a_layout_that_cannot_split_the_model_is_refused_with_the_arithmetic(write, overrides, said):
+    fields = ["model.attention.num_heads=4", "data.batch_size=4", "data.seq_len=64", *overrides]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(BASE), fields)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
