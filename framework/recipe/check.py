@@ -23,7 +23,7 @@ LATER = {
 
 def check(recipe: Recipe, architecture: Architecture) -> None:
     """Raise RecipeError for a layout, a batch or a rule over roles that cannot be."""
-    _check_engine(recipe.parallel)
+    _check_engine(recipe.parallel, recipe.training.compile)
     _check_experts_layout(recipe.parallel, architecture)
     for size, key in _batch_sizes(recipe.data):
         _check_batch(size, key, recipe.data, recipe.parallel)
@@ -51,7 +51,7 @@ def _placed(loaded: Loaded, key: str, text: str) -> RecipeError:
     return RecipeError(key, text).located(loaded.origins, DEFAULT)
 
 
-def _check_engine(parallel: Parallel) -> None:
+def _check_engine(parallel: Parallel, compile: bool) -> None:
     """DeepSpeed's ZeRO splits over data-parallel ranks alone; what it is told has no meaning without it."""
     if parallel.engine == "fsdp":
         for key, neutral in (("zero_stage", 3), ("offload", "none")):
@@ -64,6 +64,9 @@ def _check_engine(parallel: Parallel) -> None:
         given = ", ".join(f"{axis} {getattr(parallel, axis)}" for axis in axes)
         raise RecipeError(("parallel.engine", *(f"parallel.{axis}" for axis in axes)),
                           f"deepspeed does not compose with {given}; allowed: dp_replicate, dp_shard, or engine fsdp")
+    if compile and parallel.zero_stage == 3:
+        raise RecipeError(("training.compile", "parallel.zero_stage"), "given true with zero_stage 3, whose gathering of "
+                          "parameters torch.compile cannot follow; allowed: false, or zero_stage 1 or 2")
     if parallel.offload == "nvme":
         raise RecipeError("parallel.offload", "given nvme, for which DeepSpeed's async_io would have to be compiled; "
                           "allowed: none, cpu")

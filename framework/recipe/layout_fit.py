@@ -81,7 +81,7 @@ def _micro_batches_misfit(batch_size: int, micro_batch_size: int | None, paralle
         return f"{given} = {count} micro-batches, but pp={pp} needs at least {pp}"
     rounds = count // pp
     if schedule != "1f1b" and count % rounds:
-        return f"{given} = {count} micro-batches, which do not divide into {count}//{pp} = {rounds} rounds of {schedule}"
+        return f"{given} = {count} micro-batches, which do not divide into {count}//{pp} = {rounds} rounds ({schedule})"
     return None
 
 
