@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 INSTALLED := $(VENV)/.installed-$(TORCH)
 
-.PHONY: demo test install lint clean
+.PHONY: demo test test-all install lint clean
 
 demo: install
 	$(VENV)/bin/upmix train quickstart --name quickstart --resume
@@ -13,6 +13,11 @@ demo: install
 test: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest
+
+# Every layout of every kind of model too, in both precisions.
+test-all: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest -m "full or not full"
 
 install: $(INSTALLED)
 

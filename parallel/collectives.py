@@ -1,4 +1,4 @@
-"""Boundaries between ranks: four differentiable collectives, and the sum of statistics.
+"""Boundaries between ranks: differentiable collectives, and sums and maxima of statistics.
 
 Gradients are summed over ranks, never averaged, as every rank's loss is its share of the whole. The same collectives
 must run on every rank of the group, in the same order, with zero rows where a rank has none.
@@ -36,6 +36,17 @@ class _ReduceScatter(torch.autograd.Function):
         return functional.wait_tensor(_gather(gradient.contiguous(), ctx.dim, ctx.group)), None, None
 
 
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return all_sum(x, group)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return all_sum(gradient, ctx.group), None
+
+
 class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, received: list[int] | None, sent: list[int] | None, group: dist.ProcessGroup) -> Tensor:
@@ -55,6 +66,11 @@ def all_gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
 def reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """Sum `x` over ranks and keep this rank's equal part of `dim`. Backward: all-gather."""
     return _ReduceScatter.apply(x, dim, group)
+
+
+def all_reduce(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Sum `x` over ranks, each of which uses the sum for a part of what follows. Backward: the sum of gradients."""
+    return _AllReduce.apply(x, group)
 
 
 def all_to_all(x: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
@@ -84,3 +100,8 @@ def exchange(x: Tensor, received: list[int] | None, sent: list[int] | None, grou
 def all_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The sum of `x` over the ranks of a group, without a gradient; `x` stays as it is."""
     return functional.wait_tensor(functional.all_reduce(x.detach().contiguous(), "sum", group))
+
+
+def all_max(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The largest of the ranks' `x`, element by element, without a gradient; `x` stays as it is."""
+    return functional.wait_tensor(functional.all_reduce(x.detach().contiguous(), "max", group))

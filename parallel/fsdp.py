@@ -15,7 +15,10 @@ from parallel.local_view import shard_parameters
 
 
 def precision(dtype: torch.dtype) -> MixedPrecisionPolicy:
-    """Weights reach the forward in `dtype`; gradients are summed in float32 where that is a lower precision."""
+    """Weights reach the forward in `dtype`; gradients are summed in float32 where that is a lower precision.
+
+    Over data-parallel ranks, that is: what tp ranks hold whole is summed over these in `dtype` before.
+    """
     if dtype.itemsize >= torch.float32.itemsize:
         return MixedPrecisionPolicy(cast_forward_inputs=False)
     return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)

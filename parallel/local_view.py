@@ -61,7 +61,13 @@ def _show_local_shards(
     module: nn.Module, entries: Mapping[str, Sharded], gradient_placements: Mapping[str, Placement],
     dtype: torch.dtype | None, leaves: bool,
 ) -> None:
-    def before(module: nn.Module, inputs: object) -> None:
+    """Replace the module's forward by one that sees local shards.
+
+    Not by hooks: their numbers differ from module to module, and the compiler would compile each module anew.
+    """
+    plain_forward = module.forward
+
+    def forward(*args: object, **kwargs: object) -> object:
         for name, entry in entries.items():
             parameter = module._parameters[name]
             if leaves and entry.num_modules == 1 and not torch.compiler.is_compiling():
@@ -71,13 +77,13 @@ def _show_local_shards(
                 local = parameter.to_local(grad_placements=gradient)
             # An entry of the instance's own dictionary hides the parameter from `module.name`.
             module.__dict__[name] = local.to(dtype)
+        try:
+            return plain_forward(*args, **kwargs)
+        finally:
+            for name in entries:
+                module.__dict__.pop(name, None)
 
-    def after(module: nn.Module, inputs: object, output: object) -> None:
-        for name in entries:
-            module.__dict__.pop(name, None)
-
-    module.register_forward_pre_hook(before)
-    module.register_forward_hook(after, always_call=True)
+    module.forward = forward
 
 
 def _leaf(parameter: DTensor) -> Tensor:

@@ -5,6 +5,7 @@ B batch, S sequence, V vocabulary.
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -13,24 +14,23 @@ from framework.errors import UserError
 from framework.model.context import Context
 from framework.model.language_model import LanguageModel
 
+SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny  # what is below counts as 0
+
 
 def generate(
     model: LanguageModel, prompt_ids: Sequence[int], max_new_tokens: int, temperature: float = 1.0,
     top_k: int | None = None, top_p: float | None = None, seed: int = 0, stop: int | None = None,
 ) -> Iterator[int]:
-    """Yield the tokens that continue a prompt, at most max_new_tokens, until `stop` (which is not yielded).
+    """Iterate over the tokens that continue a prompt, at most max_new_tokens, until `stop` (which is not yielded).
 
     temperature: divides the logits; 0 takes the likeliest token. top_k: sample among the k likeliest. top_p: among the
     fewest likeliest whose probabilities reach top_p (https://arxiv.org/abs/1904.09751). Equal seeds give equal tokens.
-    The model must be in evaluation mode. Raises UserError for an empty prompt and for options out of range.
+    The model must be in evaluation mode. Raises UserError, at once, for an empty prompt and for options out of range.
     """
     _check(prompt_ids, max_new_tokens, temperature, top_k, top_p)
     tokens_BS = torch.tensor([list(prompt_ids)], device=model.embedding.weight.device)
-    for token_B in generate_batch(model, tokens_BS, max_new_tokens, temperature, top_k, top_p, seed):
-        token = token_B.item()
-        if token == stop:
-            return
-        yield token
+    batches = generate_batch(model, tokens_BS, max_new_tokens, temperature, top_k, top_p, seed)
+    return takewhile(lambda token: token != stop, (token_B.item() for token_B in batches))
 
 
 def _check(
@@ -73,10 +73,11 @@ def sample(
     logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
 ) -> Tensor:
     """Draw a token per row from float logits [B, V]: int64 [B]. The options are those of `generate`."""
-    if temperature == 0:
+    if temperature < SMALLEST_TEMPERATURE:
         return logits_BV.argmax(-1)
-    sorted_BV, token_BV = (logits_BV.float() / temperature).sort(dim=-1, descending=True)
-    probability_BV = sorted_BV[:, :top_k].softmax(-1)
+    sorted_BV, token_BV = logits_BV.float().sort(dim=-1, descending=True)
+    # The largest becomes 0, so that no quotient is infinite but towards probability 0.
+    probability_BV = ((sorted_BV[:, :top_k] - sorted_BV[:, :1]) / temperature).softmax(-1)
     if top_p is not None:
         before_BV = probability_BV.cumsum(-1) - probability_BV
         probability_BV = probability_BV.masked_fill(before_BV >= top_p, 0.0)

@@ -14,6 +14,9 @@ class LanguageModel(nn.Module):
 
     tied: the unembedding's weight is the embedding's. num_residual_branches: sublayers that write to the residual
     stream, of the whole model.
+
+    Pipeline parallelism from outside leaves only a rank's layers and ends (None for the others), under their names, and
+    sets `stages`, which then run instead of the model.
     """
 
     def __init__(
@@ -26,7 +29,9 @@ class LanguageModel(nn.Module):
         self.final_norm = final_norm
         self.unembedding = unembedding
         self.tied = tied
+        self.d_model = embedding.weight.shape[1]
         self.num_residual_branches = num_residual_branches
+        self.stages: dict[int, nn.Module] = {}
         self._tie()
 
     def forward(
@@ -49,7 +54,7 @@ class LanguageModel(nn.Module):
         return [layer.new_cache(batch_size, max_len, device, dtype) for layer in self.layers.values()]
 
     def _tie(self) -> None:
-        if self.tied:
+        if self.tied and self.embedding is not None and self.unembedding is not None:
             self.unembedding.weight = self.embedding.weight
 
     def _apply(self, fn, recurse: bool = True) -> "LanguageModel":

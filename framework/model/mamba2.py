@@ -19,21 +19,27 @@ from kernels import ssd, ssd_step
 class GatedRMSNorm(nn.Module):
     """RMSNorm of y * silu(z) over groups of channels, `weight` float32 [I] (https://arxiv.org/abs/2405.21060, 7.1).
 
-    group_size is a constant of the model: a rank that holds fewer channels holds fewer groups, never smaller ones.
+    group_size is a constant of the model: a rank that holds fewer channels holds fewer groups, or a part of one, never
+    smaller ones. Parallelism from outside replaces `normalize` where groups span ranks.
     """
 
     def __init__(self, width: int, group_size: int, eps: float) -> None:
         super().__init__()
         self.group_size, self.eps = group_size, eps
+        self.normalize: Callable[[Tensor, int, float], Tensor] = normalize_groups
         add_parameter(self, "weight", (width,), Declaration(Role.NORM, init=constant(1.0)))
 
     def forward(self, y_BSI: Tensor, z_BSI: Tensor) -> Tensor:
-        """y, z: any float dtype [B, S, I], I a multiple of group_size -> [B, S, I] of y's dtype."""
+        """y, z: any float dtype [B, S, I], I channels of this rank -> [B, S, I] of y's dtype."""
         wide = torch.promote_types(y_BSI.dtype, torch.float32)
         gated_BSI = y_BSI.to(wide) * F.silu(z_BSI.to(wide))
-        groups_BSGI = gated_BSI.unflatten(-1, (-1, self.group_size))
-        normed_BSI = F.rms_norm(groups_BSGI, (self.group_size,), eps=self.eps).flatten(-2)
+        normed_BSI = self.normalize(gated_BSI, self.group_size, self.eps)
         return (normed_BSI * self.weight.to(wide)).to(y_BSI.dtype)
+
+
+def normalize_groups(x_BSI: Tensor, group_size: int, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps), the mean over runs of group_size channels; I is a multiple of it."""
+    return F.rms_norm(x_BSI.unflatten(-1, (-1, group_size)), (group_size,), eps=eps).flatten(-2)
 
 
 class Mamba2(nn.Module):

@@ -1,5 +1,7 @@
 """Normalisations over the last dim, with statistics in float32 at least."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,17 +15,21 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (https://arxiv.org/abs/1910.07467, Eq. 4), weight float32 [width]."""
+    """x / sqrt(mean(x^2) + eps) * weight (https://arxiv.org/abs/1910.07467, Eq. 4), weight float32 [width].
+
+    Parallelism from outside replaces `normalize` where a rank holds part of the width.
+    """
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
+        self.normalize: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
         add_parameter(self, "weight", (width,), Declaration(Role.NORM, init=constant(1.0)))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: any float dtype [..., width] -> the same shape and dtype."""
         dtype = _statistics_dtype(x)
-        return rms_norm(x.to(dtype), self.weight.to(dtype), self.eps).to(x.dtype)
+        return self.normalize(x.to(dtype), self.weight.to(dtype), self.eps).to(x.dtype)
 
 
 class LayerNorm(nn.Module):

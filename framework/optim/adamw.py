@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from framework.recipe.schema import Optim
 
 
-def build_adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
+def build_adamw(model: nn.Module, optim: Optim, with_state: bool = True) -> torch.optim.AdamW:
     """Fused AdamW with one group for each (start factor, end factor, weight decay) that occurs.
 
-    The state of every parameter exists from the start, so that checkpoints always hold the same keys.
+    The state of every parameter exists from the start, so that checkpoints always hold the same keys. `with_state`:
+    False where another holds it.
     Raises UserError where optim.relative_lr names a role that the model has not.
     """
     factors = learning_rate_factors(roles_of(model), optim.relative_lr)
@@ -30,7 +31,8 @@ def build_adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     groups = [{"params": members, "start": start, "end": end, "weight_decay": decay}
               for (start, end, decay), members in parameters.items()]
     optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=True)
-    _create_state(optimizer)
+    if with_state:
+        _create_state(optimizer)
     return optimizer
 
 

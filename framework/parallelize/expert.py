@@ -41,15 +41,22 @@ def apply_expert_parallelism(model: LanguageModel, mesh: Mesh, deduplicate: bool
     Raises ValueError where the number of experts does not divide by ep.
     """
     blocks = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
-    token_parts = TokenParts(sequence=_parts(mesh.sequence), batch=_parts(mesh.batch), forward=_parts(mesh.stage))
+    share_tokens(model, mesh)
     for moe in blocks:
         _split_experts(moe, mesh)
-        moe.token_parts = token_parts
         if mesh.ep.size() > 1:
             moe.dispatcher = (DeduplicatedDispatcher if deduplicate else AllToAllDispatcher)(mesh.ep)
     if blocks and mesh.ep.size() > 1:
         log.info("expert parallel: %d MoE blocks over %d ranks%s",
                  len(blocks), mesh.ep.size(), ", deduplicated dispatch" if deduplicate else "")
+
+
+def share_tokens(model: LanguageModel, mesh: Mesh) -> None:
+    """Tell every MoE block which tokens of a forward are on other ranks."""
+    token_parts = TokenParts(sequence=_parts(mesh.sequence), batch=_parts(mesh.batch), forward=_parts(mesh.stage))
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts):
+            module.token_parts = token_parts
 
 
 def _parts(mesh: DeviceMesh) -> Parts:

@@ -65,8 +65,8 @@ def _check_engine(parallel: Parallel, compile: bool) -> None:
         raise RecipeError(("parallel.engine", *(f"parallel.{axis}" for axis in axes)),
                           f"deepspeed does not compose with {given}; allowed: dp_replicate, dp_shard, or engine fsdp")
     if compile and parallel.zero_stage == 3:
-        raise RecipeError(("training.compile", "parallel.zero_stage"), "given true with zero_stage 3, whose gathering of "
-                          "parameters torch.compile cannot follow; allowed: false, or zero_stage 1 or 2")
+        raise RecipeError(("training.compile", "parallel.zero_stage"), "given true with zero_stage 3, whose gathering "
+                          "of weights torch.compile cannot follow; allowed: false, or zero_stage 1 or 2")
     if parallel.offload == "nvme":
         raise RecipeError("parallel.offload", "given nvme, for which DeepSpeed's async_io would have to be compiled; "
                           "allowed: none, cpu")

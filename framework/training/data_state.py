@@ -30,9 +30,12 @@ def refuse_other_data(data: DataSet, folder: Path) -> None:
     Sizes and the tokenizer's hash are compared, not places and times of files, so that a corpus may be copied.
     """
     try:
-        stored = dict(json.loads((folder / FILE_NAME).read_text()))
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{folder / FILE_NAME}: cannot be read; it tells what data the run was started on") from None
+        stored = json.loads((folder / FILE_NAME).read_text())
+        if not isinstance(stored, dict):
+            raise ValueError
+    except (OSError, ValueError):
+        raise UserError(f"{folder / FILE_NAME}: missing or damaged; allowed: a JSON object that tells what data the run "
+                        "was started on") from None
     facts = _facts(data)
     if key := _first_difference(stored, facts):
         raise UserError(f"{folder}: the run was started on other data ({key} was {stored.get(key)}, now "

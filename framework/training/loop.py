@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from framework.training.callbacks import Callback
-from framework.training.checkpoint import Checkpointer, model_tensors, optimizer_tensors
+from framework.training.checkpoint import Checkpointer
 from framework.training.evaluation import Evaluation, evaluate
 from framework.training.rows import eval_row, experts_row, train_row, wants_experts_row
 from framework.training.shares import forward_size
@@ -64,20 +64,22 @@ class Loop:
         return due and self.trainer.data.validation.num_windows > 0
 
     def _evaluate(self) -> Evaluation:
-        trainer, batch = self.trainer, self.trainer.mesh.batch
+        trainer, batch, sizes = self.trainer, self.trainer.mesh.batch, self.trainer.mesh.sizes
         measured = evaluate(
-            trainer.model, trainer.data.validation, forward_size(self.recipe.data, batch.size()),
+            trainer.model, trainer.data.validation, sizes.pp * forward_size(self.recipe.data, batch.size()),
             self.recipe.data.isolate_documents, trainer.device, batch.get_local_rank(), batch.size(),
-            sum_over_ranks=lambda nats: all_sum(nats, dist.group.WORLD),
+            # All ranks of tp have the same cross entropy.
+            sum_over_ranks=lambda nats: all_sum(nats, dist.group.WORLD) / sizes.tp,
             after_batch=lambda: self._each("beat"),
+            nats_of=trainer.pipeline and trainer.pipeline.evaluate,
         )
         trainer.statistics.discard()
         return measured
 
     def _save(self, step: int) -> None:
         trainer = self.trainer
-        tensors = model_tensors(trainer.model) | optimizer_tensors(trainer.model, trainer.optimizer)
-        self.checkpointer.save(step, tensors, asdict(trainer.progress), self.recipe.checkpoint.background)
+        background = self.recipe.checkpoint.background
+        self.checkpointer.save(step, trainer.engine.tensors(), asdict(trainer.progress), background)
 
     def _row(self, row: dict[str, Any]) -> None:
         for callback in self.callbacks:

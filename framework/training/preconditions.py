@@ -9,7 +9,7 @@ from framework.errors import UserError
 from parallel import MeshSizes
 
 if TYPE_CHECKING:
-    from framework.recipe.schema import Parallel, Training
+    from framework.recipe.schema import Parallel, Recipe
 
 AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep")
 
@@ -25,11 +25,13 @@ def mesh_sizes(layout: Parallel) -> MeshSizes:
 def require_ranks(layout: Parallel, num_ranks: int) -> None:
     """Raise UserError where another number of ranks was started than the layout has."""
     if (needed := mesh_sizes(layout).world) != num_ranks:
-        raise UserError(f"{num_ranks} ranks were started, but the recipe's layout needs {needed} "
-                        "(dp_replicate * dp_shard * cp * tp * pp)")
+        raise UserError(f"{num_ranks} ranks were started; allowed: {needed}, which the recipe's layout needs "
+                        "(parallel.dp_replicate * dp_shard * cp * tp * pp)")
 
 
-def require_packages(training: Training) -> None:
+def require_packages(recipe: Recipe) -> None:
     """Raise UserError where a package that the recipe asks for is not installed."""
-    if training.wandb and importlib.util.find_spec("wandb") is None:
+    if recipe.parallel.engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError("parallel.engine=deepspeed needs the package deepspeed: pip install 'upmix[zero]'")
+    if recipe.training.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("training.wandb=true needs the package wandb: pip install 'upmix[wandb]'")

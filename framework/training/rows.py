@@ -18,11 +18,12 @@ EXPERT_ROWS = 100
 def train_row(step: int, result: StepResult, budget: Budget, flops_per_token: float, skipped: int) -> dict[str, Any]:
     """What a step measured: loss in nats a token, speed over all ranks, peak memory of rank 0 in bytes."""
     tokens_per_second = budget.batch_size(step) * budget.seq_len / result.seconds
+    pipeline = {} if result.bubble_share is None else {"bubble_share": result.bubble_share}
     return {
         "kind": "train", "step": step, "loss": result.loss, "lr": result.lr, "grad_norm": result.grad_norm,
         "tokens": budget.tokens_after(step), "batch_size": budget.batch_size(step),
         "tokens_per_second": tokens_per_second, "model_flops_per_second": tokens_per_second * flops_per_token,
-        **result.experts.row(), **peak_memory(), "skipped_steps": skipped,
+        **result.experts.row(), **pipeline, **peak_memory(), "skipped_steps": skipped,
     }
 
 

@@ -14,7 +14,7 @@ from framework.optim import build_adamw
 from framework.recipe import sizes
 from framework.training import callbacks as watchers
 from framework.training.budget import make_budget
-from framework.training.checkpoint import Checkpointer, model_tensors, optimizer_tensors
+from framework.training.checkpoint import Checkpointer
 from framework.training.loop import Loop
 from framework.training.metrics import cut_rows_after
 from framework.training.peers import Peers
@@ -40,7 +40,7 @@ class Run:
         self.budget = make_budget(self.recipe.data, self.recipe.training)
         mesh = Mesh(mesh_sizes(self.recipe.parallel), device.type)
         model = build_model(loaded, mesh, device)
-        optimizer = build_adamw(model, self.recipe.optim)
+        optimizer = build_adamw(model, self.recipe.optim, with_state=self.recipe.parallel.engine == "fsdp")
         self.trainer = Trainer(self.recipe, self.budget, mesh, model, optimizer, data)
         rules = self.recipe.checkpoint
         self.checkpointer = Checkpointer(path / "checkpoints", Peers(), rules.keep_last, rules.keep_every)
@@ -73,10 +73,11 @@ class Run:
     def _restore(self) -> int:
         """Load the newest good checkpoint; returns the steps that it has done, 0 without one."""
         trainer = self.trainer
-        tensors = model_tensors(trainer.model) | optimizer_tensors(trainer.model, trainer.optimizer)
+        tensors = trainer.engine.tensors()
         manifest = self.checkpointer.load_newest(tensors)
         if manifest is None:
             return 0
+        trainer.engine.load(tensors)
         trainer.progress = Progress(**manifest.progress)
         return manifest.step
 

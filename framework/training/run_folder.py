@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from framework.recipe.schema import Recipe
 
 CHANGEABLE = ("parallel.*", "checkpoint.*", "data.micro_batch_size", "training.steps")
+BEFORE_RECIPE = {".lock", ".origins.json.tmp", "origins.json", ".recipe.yaml.tmp"}
+"""What a run that was killed before its recipe was stored may have left in its folder."""
 
 
 class Admission(StrEnum):
@@ -43,24 +45,25 @@ class Admission(StrEnum):
 def admit(path: Path, loaded: Loaded, resume: bool) -> Admission:
     """Decide how a run of this recipe may use a folder; changes nothing.
 
-    Raises UserError for an existing folder without `resume`, for one that cannot be made, and for a resume that changes
-    more than CHANGEABLE.
+    Raises UserError for an existing folder without `resume`, for one that cannot be made or is no run's, and for a
+    resume that changes more than CHANGEABLE.
     """
     if not path.exists():
         _refuse_unwritable(path)
         return Admission.FRESH
+    is_run = (path / "recipe.yaml").exists()
+    if not is_run:
+        _refuse_foreign(path)
     if not resume:
         raise _already_there(path)
-    if not (path / "recipe.yaml").exists():
+    if not is_run:
         return Admission.FRESH
     from framework.recipe import load_recipe
 
     stored = load_recipe(str(path / "recipe.yaml")).recipe
     _refuse_changes(path, stored, loaded.recipe)
-    done = path / "DONE"
-    if done.exists() and int(done.read_text()) >= make_budget(loaded.recipe.data, loaded.recipe.training).num_steps:
-        return Admission.FINISHED
-    return Admission.RESUMED
+    finished = _steps_done(path / "DONE") >= make_budget(loaded.recipe.data, loaded.recipe.training).num_steps
+    return Admission.FINISHED if finished else Admission.RESUMED
 
 
 def enter(path: Path, loaded: Loaded, resume: bool) -> tuple[Admission, IO[str]]:
@@ -72,9 +75,11 @@ def enter(path: Path, loaded: Loaded, resume: bool) -> tuple[Admission, IO[str]]
     admit(path, loaded, resume)
     try:
         path.mkdir(parents=True, exist_ok=resume)
+        lock = lock_folder(path)
     except FileExistsError:  # another process was a moment faster
         raise _already_there(path) from None
-    lock = lock_folder(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; allowed: another --runs-dir") from error
     admission = admit(path, loaded, resume=True)
     if admission is not Admission.FINISHED:
         (path / "DONE").unlink(missing_ok=True)
@@ -87,6 +92,19 @@ def _refuse_unwritable(path: Path) -> None:
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{path}: {parent} is no folder that may be written; allowed: another --runs-dir")
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.is_dir() or {entry.name for entry in path.iterdir()} - BEFORE_RECIPE:
+        raise UserError(f"{path}: there, but no run (no recipe.yaml in it); allowed: another --name")
+
+
+def _steps_done(path: Path) -> int:
+    """The last step of a run that is over; 0 where it is not."""
+    try:
+        return int(path.read_text()) if path.exists() else 0
+    except ValueError:
+        raise UserError(f"{path}: damaged; allowed: the number of the last step, or no such file") from None
 
 
 def _already_there(path: Path) -> UserError:

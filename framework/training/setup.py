@@ -9,8 +9,9 @@ import torch
 from framework.data import open_data
 from framework.errors import UserError
 from framework.model import LanguageModel, build_language_model
-from framework.parallelize import parallelize
+from framework.parallelize import parallelize, prepare_for_zero
 from framework.parametrization import initialize
+from framework.recipe.stages import num_stages, stage_layers
 from framework.training.peers import Peers
 from parallel import Mesh
 
@@ -30,18 +31,32 @@ def open_data_together(recipe: Recipe, peers: Peers) -> DataSet:
     return opened()
 
 
-def build_model(loaded: Loaded, mesh: Mesh, device: torch.device) -> LanguageModel:
+def build_model(
+    loaded: Loaded, mesh: Mesh, device: torch.device, computed_in: torch.dtype | None = None
+) -> LanguageModel:
     """The recipe's model, split over the mesh, initialised; no rank ever holds more than its part.
 
+    For DeepSpeed it is whole on every rank, until the engine is made.
+    computed_in: of weights and of all that is computed, for proofs in float64; None: float32 weights, and the recipe's
+        own for activations.
     Raises UserError where the model cannot be split so.
     """
     training = loaded.recipe.training
     with torch.device("meta"):
-        model = build_language_model(loaded.architecture)
+        model = build_language_model(loaded.architecture).to(computed_in)
     try:
-        model = parallelize(model, mesh, dtype=getattr(torch, training.dtype), compile=training.compile)
+        model = _split(model, loaded, mesh, computed_in or getattr(torch, training.dtype))
     except ValueError as error:
         raise UserError(f"parallel: {error}") from error
     model.to_empty(device=device)
     initialize(model, loaded.recipe.parametrization.init, training.seed)
     return model
+
+
+def _split(model: LanguageModel, loaded: Loaded, mesh: Mesh, dtype: torch.dtype) -> LanguageModel:
+    training, layout = loaded.recipe.training, loaded.recipe.parallel
+    if layout.engine == "deepspeed":
+        return prepare_for_zero(model, mesh, training.compile, training.recompute)
+    stages = stage_layers(loaded.architecture, loaded.recipe.data.seq_len, num_stages(layout))
+    return parallelize(model, mesh, dtype=dtype, compile=training.compile, recompute=training.recompute,
+                       dedup_dispatch=layout.dedup_dispatch, stages=stages)

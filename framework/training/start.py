@@ -36,7 +36,7 @@ def train(loaded: Loaded, path: Path, resume: bool, device: torch.device) -> int
     locks: list[IO[str]] = []  # of rank 0, held until the run is over
 
     def ask_folder() -> Admission:
-        require_packages(loaded.recipe.training)
+        require_packages(loaded.recipe)
         return admit(path, loaded, resume)
 
     def take_folder() -> Admission:

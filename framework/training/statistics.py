@@ -9,7 +9,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+Field = tuple[str, str, int]
+"""Layer, name of what it counted, and how many numbers that is."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +21,15 @@ class ExpertUse:
     """Sums of one step over all ranks, by layer name; empty where the model has no experts.
 
     tokens_per_expert_E: rows routed to each expert, float64 on the CPU. dropped: rows that capacity turned away.
-    load_balance_loss, z_loss: as they enter the training loss, summed over layers.
+    load_balance_loss, z_loss: as they enter the training loss, summed over layers. dispatch_bytes: that forwards sent
+    to experts of other ranks and back.
     """
 
     tokens_per_expert_E: dict[str, Tensor]
     dropped: float = 0.0
     load_balance_loss: float = 0.0
     z_loss: float = 0.0
+    dispatch_bytes: float = 0.0
 
     def shares(self) -> dict[str, list[float]]:
         """Share of its layer's rows that each expert got."""
@@ -43,6 +49,7 @@ class ExpertUse:
             "expert_load_min": min(share_E.min().item() * len(share_E) for share_E in shares),
             "expert_entropy": sum(map(normalised_entropy, shares)) / len(shares),
             "dropped_fraction": self.dropped / max(routed, 1.0),
+            "dispatch_bytes": self.dispatch_bytes,
         }
 
 
@@ -52,24 +59,33 @@ def normalised_entropy(share_E: Tensor) -> float:
 
 
 class ExpertStatistics:
-    """Collects from every mixture-of-experts layer of a model what it has counted since the last time."""
+    """Collects from every mixture-of-experts layer of a model what it has counted since the last time.
 
-    def __init__(self, model: nn.Module) -> None:
+    holders: ranks that hold the other layers of a model that a pipeline cuts; None: all are here.
+    """
+
+    def __init__(self, model: nn.Module, holders: dist.ProcessGroup | None = None) -> None:
         self.layers = {layer_name(name): module for name, module in model.named_modules()
                        if hasattr(module, "take_statistics")}
+        self._holders = holders
+        self._fields: list[Field] | None = None
 
-    def take(self, device: torch.device) -> tuple[Tensor, list[tuple[str, str, int]]]:
-        """This rank's sums as one float64 vector for one all-reduce, and what stands in it: (layer, field, length)."""
-        parts, fields = [torch.zeros(0, dtype=torch.float64, device=device)], []
-        for layer, module in self.layers.items():
-            for field, value in module.take_statistics().items():
-                parts.append(value.detach().to(device, torch.float64).reshape(-1))
-                fields.append((layer, field, value.numel()))
+    def take(self, device: torch.device) -> tuple[Tensor, list[Field]]:
+        """This rank's sums as one float64 vector for one all-reduce, and what stands in it.
+
+        The first time collective over `holders`, whose layers all stand in it: zeros for those of other ranks.
+        """
+        taken = {(layer, field): value.detach().to(device, torch.float64).reshape(-1)
+                 for layer, module in self.layers.items() for field, value in module.take_statistics().items()}
+        fields = self._whole([(layer, field, len(value)) for (layer, field), value in taken.items()])
+        parts = [torch.zeros(0, dtype=torch.float64, device=device)]
+        for layer, field, length in fields:
+            parts.append(taken[layer, field] if (layer, field) in taken else parts[0].new_zeros(length))
         return torch.cat(parts), fields
 
-    def read(self, vector: Tensor, fields: list[tuple[str, str, int]]) -> ExpertUse:
+    def read(self, vector: Tensor, fields: list[Field]) -> ExpertUse:
         """What the vector of `take` says, once it is summed over the ranks."""
-        counts, totals = {}, {"dropped": 0.0, "load_balance_loss": 0.0, "z_loss": 0.0}
+        counts, totals = {}, {"dropped": 0.0, "load_balance_loss": 0.0, "z_loss": 0.0, "dispatch_bytes": 0.0}
         for (layer, field, _), part in zip(fields, vector.cpu().split([length for *_, length in fields]), strict=True):
             if field == "tokens_per_expert_E":
                 counts[layer] = part
@@ -86,6 +102,20 @@ class ExpertStatistics:
         """Forget what an evaluation counted."""
         for module in self.layers.values():
             module.take_statistics()
+
+    def _whole(self, own: list[Field]) -> list[Field]:
+        if self._holders is None:
+            return own
+        if self._fields is None:
+            parts: list[list[Field]] = [[] for _ in range(self._holders.size())]
+            dist.all_gather_object(parts, own, group=self._holders)
+            self._fields = sorted((field for part in parts for field in part), key=lambda field: _in_order(field[0]))
+        return self._fields
+
+
+def _in_order(layer: str) -> list[tuple[int, str]]:
+    """Sorts layers.2 before layers.10."""
+    return [(int(word), "") if word.isdigit() else (0, word) for word in layer.split(".")]
 
 
 def layer_name(name: str) -> str:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from framework.model import Context
 from framework.optim import set_learning_rates
+from framework.parallelize.pipeline import LanguageModelPipeline
+from framework.training.engines import Update, make_engine
 from framework.training.evaluation import document_context
 from framework.training.shares import micro_batches
 from framework.training.signals import STOP_SIGNALS, StopRequest
 from framework.training.statistics import ExpertStatistics, ExpertUse
-from parallel import clip_gradients, first_nonfinite_gradient, gradient_norm, set_gradient_sync
 from parallel.collectives import all_sum
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class StepResult:
     """What a step measured, the same on every rank.
 
     loss: mean cross entropy in nats a token, without auxiliary losses. grad_norm: before clipping. lr: of a group with
-    neutral factors. stop_signal: a signal that some rank got, or 0. seconds: wall time on this rank.
+    neutral factors. stop_signal: a signal that some rank got, or 0. seconds: wall time on this rank. bubble_share: of
+    the ranks' time, in which a pipeline's schedule leaves them waiting; None without a pipeline.
     """
 
     loss: float
@@ -59,6 +61,7 @@ class StepResult:
     stop_signal: int
     experts: ExpertUse
     seconds: float
+    bubble_share: float | None = None
 
 
 class Trainer:
@@ -71,7 +74,10 @@ class Trainer:
         self.model, self.optimizer = model, optimizer
         self.device = torch.device(mesh.device_type)
         self.progress = Progress()
-        self.statistics = ExpertStatistics(model)
+        self.pipeline = self._make_pipeline() if mesh.sizes.pp > 1 else None
+        counted = self.pipeline.counted_parameters() if self.pipeline else model.parameters()
+        self.engine = make_engine(recipe, model, optimizer, mesh, counted)
+        self.statistics = ExpertStatistics(model, mesh.pp.get_group() if self.pipeline else None)
 
     def step(self, step: int, request: StopRequest) -> StepResult:
         """Train on the batch of a step (1..num_steps). The update is skipped where loss or gradient is not finite.
@@ -82,15 +88,17 @@ class Trainer:
         begin = time.perf_counter()
         lr = set_learning_rates(self.optimizer, self.recipe.optim, step, self.budget.num_steps)
         loss_share = self._forward_backward(step)
-        grad_norm = gradient_norm(self.model.parameters(), self.mesh)
         loss, number, experts = self._sum_over_ranks(loss_share, request.number)
-        skipped = not (torch.isfinite(grad_norm) and torch.isfinite(loss))
-        if skipped:
-            self._skip(step)
-        else:
-            self._update(grad_norm, experts)
-        self.optimizer.zero_grad()
-        return StepResult(loss.item(), grad_norm.item(), lr, skipped, number, experts, time.perf_counter() - begin)
+        update = self._update(step, loss, experts)
+        return StepResult(
+            loss.item(), update.grad_norm.item(), lr, update.culprit is not None, number, experts,
+            time.perf_counter() - begin, None if self.pipeline is None else self.pipeline.bubble_share,
+        )
+
+    def _make_pipeline(self) -> LanguageModelPipeline:
+        training = self.recipe.training
+        can_split = training.recompute == "none" and not training.compile
+        return LanguageModelPipeline(self.model, self.mesh, self.recipe.parallel.pp_schedule, can_split)
 
     def _forward_backward(self, step: int) -> Tensor:
         """Back-propagate this rank's share of the step's loss; returns the share, without auxiliary losses."""
@@ -101,44 +109,47 @@ class Trainer:
             self.budget.samples_before(step), batch_size, self.recipe.data.micro_batch_size,
             self.mesh.batch.get_local_rank(), self.mesh.batch.size(),
         ))
+        if self.pipeline is not None:
+            whole = forwards[0][0], sum(count for _, count in forwards)
+            return self.pipeline.train(*self._batch(*whole, batch_size), len(forwards), num_tokens)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for forward in forwards:
-            set_gradient_sync(self.model, last=forward is forwards[-1])
-            tokens_BS, targets_BS, context = self._batch(*forward, batch_size)
-            share = self.model(tokens_BS, context, targets_BS) / num_tokens
-            share.backward()
+            share = self.engine.forward(*self._batch(*forward, batch_size)) / num_tokens
+            self.engine.backward(share, last=forward is forwards[-1])
             loss += share.detach()
         return loss
 
-    def _batch(self, first_sample: int, count: int, num_sequences: int) -> tuple[Tensor, Tensor, Context]:
+    def _batch(self, first_sample: int, count: int, num_sequences: int) -> tuple[Tensor, Context, Tensor]:
+        """What the model takes: tokens, their context, targets."""
         samples, isolate = (first_sample, count), self.recipe.data.isolate_documents
         tokens_BS = torch.from_numpy(self.data.train.batch(*samples)).to(self.device)
         context = document_context(self.data.train, samples, isolate, self.device, num_sequences)
-        return tokens_BS[:, :-1], tokens_BS[:, 1:], context
+        return tokens_BS[:, :-1], context, tokens_BS[:, 1:]
 
     def _sum_over_ranks(self, loss_share: Tensor, stop_signal: int) -> tuple[Tensor, int, ExpertUse]:
         """One all-reduce for all that the ranks tell each other: loss, who was asked to stop, use of experts."""
         signals = torch.tensor([stop_signal == number for number in STOP_SIGNALS], dtype=torch.float64)
         counts, fields = self.statistics.take(self.device)
-        vector = torch.cat([loss_share[None], signals.to(self.device), counts])
+        # All ranks of tp have the same cross entropy.
+        vector = torch.cat([loss_share[None] / self.mesh.sizes.tp, signals.to(self.device), counts])
         vector = all_sum(vector, dist.group.WORLD).cpu()
         loss, signals, counts = vector.split([1, len(STOP_SIGNALS), len(counts)])
         number = next((number for number, asked in zip(STOP_SIGNALS, signals, strict=True) if asked), 0)
         return loss[0], number, self.statistics.read(counts, fields)
 
-    def _update(self, grad_norm: Tensor, experts: ExpertUse) -> None:
-        if self.recipe.optim.clip_norm is not None:
-            clip_gradients(self.model.parameters(), self.recipe.optim.clip_norm, grad_norm)
-        self.optimizer.step()
-        self.statistics.update_selection_biases(experts)
-        self.progress.skipped_in_a_row = 0
+    def _update(self, step: int, loss: Tensor, experts: ExpertUse) -> Update:
+        update = self.engine.update(bool(loss.isfinite()))
+        if update.culprit is not None:
+            self._skip(step, update.culprit)
+        else:
+            self.statistics.update_selection_biases(experts)
+            self.progress.skipped_in_a_row = 0
+        return update
 
-    def _skip(self, step: int) -> None:
+    def _skip(self, step: int, culprit: str) -> None:
         self.progress.skipped_steps += 1
         self.progress.skipped_in_a_row += 1
-        culprit = first_nonfinite_gradient(self.model.named_parameters())
-        where = f"the gradient of {culprit}" if culprit else "the loss"
-        logger.warning("step %d: %s is not finite, so nothing was updated", step, where)
+        logger.warning("step %d: %s is not finite, so nothing was updated", step, culprit)
         if self.progress.skipped_in_a_row >= self.recipe.training.max_bad_steps:
             raise TrainingFailure(f"{self.progress.skipped_in_a_row} steps in a row up to step {step} were skipped; "
-                                  f"in the last, {where} is not finite")
+                                  f"in the last, {culprit} is not finite")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel.collectives import all_gather, all_sum, all_to_all, reduce_scatter, swap_sharded_dim
+from parallel.collectives import all_gather, all_max, all_reduce, all_sum, all_to_all, reduce_scatter, swap_sharded_dim
 
 NUM_RANKS = 3
 
@@ -29,7 +29,7 @@ def run(name: str, all_inputs: list, all_gradients: list, args: tuple) -> tuple[
 
 
 FUNCTIONS = {"all_gather": all_gather, "reduce_scatter": reduce_scatter, "all_to_all": all_to_all,
-             "swap": swap_sharded_dim}
+             "swap": swap_sharded_dim, "all_reduce": all_reduce}
 
 
 def check(ranks, name, all_inputs, all_gradients, args, reference) -> None:
@@ -54,6 +54,10 @@ def test_reduce_scatter(ranks, dim):
     shape = (6, 2) if dim else (2, 6)
     check(ranks, "reduce_scatter", inputs(6, 6), inputs(*shape, seed=1), (dim,),
           lambda xs: list(sum(xs).chunk(NUM_RANKS, dim)))
+
+
+def test_all_reduce(ranks):
+    check(ranks, "all_reduce", inputs(2, 4), inputs(2, 4, seed=1), (), lambda xs: [sum(xs)] * NUM_RANKS)
 
 
 @pytest.mark.parametrize("counts", [
@@ -83,12 +87,13 @@ def test_swapping_the_sharded_dim(ranks):
     check(ranks, "swap", inputs(2, 4, 6, 5), inputs(2, 12, 2, 5, seed=1), (2, 1), reference)
 
 
-def sum_twice() -> tuple[torch.Tensor, torch.Tensor]:
+def statistics() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     x = torch.full((2,), dist.get_rank() + 1.0, requires_grad=True)
-    return all_sum(x, dist.group.WORLD), x.detach()
+    return all_sum(x, dist.group.WORLD), all_max(x, dist.group.WORLD), x.detach()
 
 
-def test_all_sum_leaves_its_input(ranks):
-    for rank, (total, x) in enumerate(ranks.run(NUM_RANKS, sum_twice)):
+def test_statistics_leave_their_input(ranks):
+    for rank, (total, largest, x) in enumerate(ranks.run(NUM_RANKS, statistics)):
         assert total.tolist() == [6.0, 6.0] and not total.requires_grad
+        assert largest.tolist() == [3.0, 3.0] and not largest.requires_grad
         assert x.tolist() == [rank + 1.0] * 2

@@ -84,8 +84,8 @@ class Training(Section):
     log_every: PositiveInt = 1
     compile: bool = Field(False, description="torch.compile attention and dense feed-forward blocks")
     recompute: Literal["none", "selective", "full"] = Field(
-        "none", description="activations that the backward computes again. full: all but the inputs of sublayers, a "
-        "third more work; selective: also keeps results of matrix products, attention and exchanges between ranks"
+        "none", description="activations that the backward computes again. full: all but the inputs of sublayers, "
+        "about a third more work; selective: all but those and the results of products, attention and exchanges"
     )
     stall_minutes: PositiveFloat | None = Field(30.0, description="no step ends for so long: write stacks and stop")
     max_bad_steps: PositiveInt = Field(10, description="skipped steps in a row with NaN or Inf gradients, then stop")

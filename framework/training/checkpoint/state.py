@@ -12,8 +12,14 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-    tensors = {f"model.{name}": module.get_parameter(local).detach()
-               for name, module, local, _ in declarations(model)}
+    parameters = {f"model.{name}": module.get_parameter(local).detach()
+                  for name, module, local, _ in declarations(model)}
+    return parameters | buffer_tensors(model)
+
+
+def buffer_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Persistent buffers, aliasing the model."""
+    tensors = {}
     for prefix, module in model.named_modules():
         for local, buffer in module.named_buffers(recurse=False):
             if local not in module._non_persistent_buffers_set:

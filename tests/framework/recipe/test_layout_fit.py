@@ -49,7 +49,7 @@ def test_a_sequence_is_split_over_both_axes():
     ("*mM", 8, 4, 2, ["cp=4 leaves 2 of 8 tokens a rank, fewer than the 3 that a convolution looks back"]),
 ])
 def test_parts_of_a_sequence_hold_what_a_convolution_looks_back(pattern, seq_len, cp, tp, lines):
-    sizes = architecture(Model(pattern=pattern, d_model=16, mamba=dict(head_dim=8)))
+    sizes = architecture(Model(pattern=pattern, d_model=16, vocab_size=43, mamba=dict(head_dim=8)))
     assert context_misfits(sizes, cp, tp, seq_len) == lines
 
 

@@ -83,7 +83,7 @@ def test_number_of_stages():
      ["2 sequences / 1 data-parallel ranks / micro_batch_size 2 = 1 micro-batches, but pp=2 needs at least 2"]),
     (dict(pp=2, pp_schedule="zero_bubble"), dict(batch_size=5, micro_batch_size=1),
      ["5 sequences / 1 data-parallel ranks / micro_batch_size 1 = 5 micro-batches, which do not divide into "
-      "5//2 = 2 rounds of zero_bubble"]),
+      "5//2 = 2 rounds (zero_bubble)"]),
     (dict(pp=2), dict(batch_size=5, micro_batch_size=1), []),
     (dict(pp=4, pp_schedule="interleaved"), dict(batch_size=6, micro_batch_size=1),
      ["8 pipeline stages need as many layers, but the pattern has 6"]),

@@ -33,7 +33,7 @@ def recipe(tmp_path):
     return lambda *overrides: load_recipe(str(tmp_path / "recipe.yaml"), overrides)
 
 
-@pytest.mark.parametrize("change", ["parallel.dp_shard=2", "training.wandb=true"])
+@pytest.mark.parametrize("change", ["parallel.dp_shard=2", "training.wandb=true", "parallel.engine=deepspeed"])
 def test_what_cannot_run_here_leaves_no_folder(recipe, tmp_path, monkeypatch, change):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs"):
@@ -49,7 +49,7 @@ def test_refused_data_leaves_no_folder(recipe, tmp_path):
 
 def test_packages_are_asked_for_only_where_needed(recipe, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    require_packages(recipe().recipe.training)
+    require_packages(recipe().recipe)
 
 
 def test_ranks_that_were_asked_to_stop_leave_together(recipe, tmp_path, monkeypatch):

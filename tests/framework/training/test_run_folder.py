@@ -94,6 +94,21 @@ def test_a_folder_that_a_kill_left_without_recipe_starts_afresh(tmp_path, recipe
     assert admission is Admission.FRESH and (tmp_path / "b" / "recipe.yaml").exists()
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_what_is_there_and_no_run_is_refused(tmp_path, recipe, resume):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "file").touch()
+    for path in (tmp_path / "b" / "file", tmp_path / "b"):
+        with pytest.raises(UserError, match="no run"):
+            admit(path, recipe(), resume)
+
+
+def test_a_damaged_end_is_one_line(run, recipe):
+    (run / "DONE").write_text("x")
+    with pytest.raises(UserError, match="DONE: damaged"):
+        admit(run, recipe(), True)
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, recipe):
     (tmp_path / "file").write_text("")
     for ask in (admit, enter):
