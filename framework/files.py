@@ -1,16 +1,57 @@
 """Files that are whole or not there, whenever the process dies."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
+
+from framework.errors import UserError
+
+LONGEST_NAME = 200  # bytes; file systems take 255, and names get prefixes and suffixes here
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write under a temporary name, force to disk, rename: readers see the old content or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    force_to_disk(temporary)
-    temporary.rename(path)
+    temporary = _temporary(path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        force_to_disk(temporary)
+        temporary.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     force_to_disk(path.parent)
+
+
+@contextmanager
+def writable(path: Path, allowed: str) -> Iterator[None]:
+    """Make the folder of a file that the block is to write. If the block fails, folders made here and still empty go.
+
+    Raises UserError, which ends in `allowed`, where that file cannot be written: better before long work than after.
+    """
+    made: list[Path] = []
+    try:
+        made += takewhile(lambda folder: not folder.exists(), path.parents)
+        if made:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        _try(path)
+    except OSError as error:
+        _remove_empty(made)
+        raise UserError(f"{path}: cannot be written: {error.strerror}; allowed: {allowed}") from error
+    try:
+        yield
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name can be that of a folder here: one line of printable characters, not hidden, not too long."""
+    plain = name.isprintable() and "/" not in name and not name.startswith(".")
+    return plain and 0 < len(name.encode()) <= LONGEST_NAME
 
 
 def force_to_disk(path: Path) -> None:
@@ -20,3 +61,22 @@ def force_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _try(path: Path) -> None:
+    """Raise the OSError that `write_atomically` would. What is asked of the system, not of permissions, is the truth:
+    root passes every permission, and fails on a file system that is read-only or none of files."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    _temporary(path).touch()
+    _temporary(path).unlink(missing_ok=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from parallel.place import Place
+from parallel.place import Place, WrongPlace, number
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def choose_device(place: Place) -> torch.device:
 def join(place: Place, device: torch.device, timeout: datetime.timedelta = TIMEOUT) -> Iterator[None]:
     """Be a rank of the default process group within the block. Tensors on the CPU go over gloo, on CUDA over NCCL.
 
-    timeout: of a collective, for the ranks that are there.
+    timeout: of a collective, for the ranks that are there. Raises WrongPlace where no variable tells where ranks meet.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -53,10 +53,7 @@ def join(place: Place, device: torch.device, timeout: datetime.timedelta = TIMEO
 def _store(place: Place) -> dist.Store:
     if place.size == 1:
         return dist.HashStore()
-    if "MASTER_ADDR" not in os.environ:
-        host, port = _slurm_address()
-    else:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    host, port = _address()
     served_elsewhere = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     listener = os.environ.get("UPMIX_LISTENER") if place.rank == 0 else None
     store = dist.TCPStore(
@@ -65,6 +62,14 @@ def _store(place: Place) -> dist.Store:
     )
     # An agent's store outlives a restart of its ranks: each attempt counts from its own keys.
     return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+
+
+def _address() -> tuple[str, int]:
+    if "MASTER_ADDR" in os.environ:
+        return os.environ["MASTER_ADDR"], number("MASTER_PORT", 1, 65535)
+    if "SLURM_STEP_ID" in os.environ:
+        return _slurm_address()
+    raise WrongPlace("$MASTER_ADDR is not set; allowed: the machine of rank 0, at which all ranks meet")
 
 
 def _slurm_address() -> tuple[str, int]:

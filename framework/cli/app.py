@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-VERBS = ("recipes", "show", "train", "eval", "generate", "report", "bench", "checkpoint", "tokenizer", "data")
+VERBS = ("recipes", "show", "train", "eval", "generate", "report", "bench", "check", "checkpoint", "tokenizer",
+         "data")
 
 # Typer carries its own click in new releases and uses the public one in old ones; this class is right in both.
 ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -29,15 +30,30 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; exit 0 when good, 2 with one line on standard error for a user's mistake."""
+    """Run the command line; exit 0 when good, 2 with one line on standard error for a user's mistake.
+
+    A mistake is a UserError, a command line that cannot be read, a launcher's wrong variables, or a file or folder
+    that the system refuses. SIGINT and SIGTERM unwind, so that nothing stays half-written, and exit with 128 + signal.
+    """
+    from framework.cli.stopping import Stopped, unwinding
     from framework.errors import UserError
+    from parallel.place import WrongPlace
 
     try:
-        sys.exit(build()(prog_name="upmix", standalone_mode=False))
-    except (UserError, ClickException) as error:
-        sys.exit(_fail(error.format_message() if isinstance(error, ClickException) else str(error)))
-    except (typer.Abort, KeyboardInterrupt):
+        with unwinding():
+            sys.exit(build()(prog_name="upmix", standalone_mode=False))
+    except (UserError, WrongPlace) as error:
+        sys.exit(_fail(str(error)))
+    except ClickException as error:
+        sys.exit(_fail(error.format_message().replace("Value error, ", "")))
+    except Stopped as error:
+        sys.exit(_fail(f"stopped by {error.signal.name}", 128 + error.signal))
+    except typer.Abort:
         sys.exit(130)
+    except OSError as error:
+        if (name := error.filename2 or error.filename) is None:
+            raise
+        sys.exit(_fail(f"{name}: {error.strerror}; allowed: a path that can be used so"))
 
 
 def _root(
@@ -52,6 +68,6 @@ def _root(
         print(context.get_help())
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 2) -> int:
     print("upmix: " + " ".join(message.split()), file=sys.stderr)
-    return 2
+    return code

@@ -1,19 +1,15 @@
 """`upmix data`: prepare a corpus, or look at a prepared one."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from framework.cli.text import Malformed
+
 app = typer.Typer(help="Prepare a corpus, or look at a prepared one.", no_args_is_help=True)
 
 SHOWN_TOKENS = 64
-
-
-class Malformed(StrEnum):
-    skip = "skip"
-    fail = "fail"
 
 
 @app.command()
@@ -23,7 +19,7 @@ def prepare(
     name: Annotated[str, typer.Option(help="of the folder, which a recipe's data.corpus can then say")],
     workers: Annotated[int | None, typer.Option(min=1, help="processes; default: one a core")] = None,
     malformed: Annotated[
-        Malformed, typer.Option(help="a line that cannot be read: report and skip, or stop")
+        Malformed, typer.Option(help="a record that cannot be read: report and skip, or stop")
     ] = Malformed.fail,
     validation_fraction: Annotated[float, typer.Option(min=0, max=0.5, help="share of documents held out")] = 0.05,
     field: Annotated[str, typer.Option(help="of JSON lines and tables")] = "text",

@@ -1,9 +1,14 @@
 """`upmix report RUN...`: curves of runs as pictures and tables."""
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from framework.report import Run
 
 
 def command(
@@ -14,15 +19,25 @@ def command(
     csv: Annotated[Path | None, typer.Option(help="write every row of every run to this file")] = None,
 ) -> None:
     """Draw loss curves and expert load of runs; runs that differ by seed are one line with a band."""
-    from framework.report import BALANCE, LOSSES, draw_curves, draw_expert_load, load_runs, write_csv
+    from framework.files import writable
+    from framework.report import load_runs, write_csv
 
     found = load_runs(runs)
-    out.mkdir(parents=True, exist_ok=True)
-    print(draw_curves(found, out / "loss.png", axis, metric or LOSSES))
-    if any(len(run.series(BALANCE[0])[0]) for run in found):
-        print(draw_curves(found, out / "expert_load.png", axis, BALANCE))
-    for run in found:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writable(out / "loss.png", "--out a folder that may be written"))
+        if csv is not None:
+            stack.enter_context(writable(csv, "--csv a file that may be written"))
+        _draw(found, out, axis, metric)
+        if csv is not None:
+            print(write_csv(found, csv))
+
+
+def _draw(runs: Sequence["Run"], out: Path, axis: str, metrics: Sequence[str] | None) -> None:
+    from framework.report import BALANCE, LOSSES, draw_curves, draw_expert_load
+
+    print(draw_curves(runs, out / "loss.png", axis, metrics or LOSSES))
+    if any(len(run.series(BALANCE[0])[0]) for run in runs):
+        print(draw_curves(runs, out / "expert_load.png", axis, BALANCE))
+    for run in runs:
         if picture := draw_expert_load(run, out / f"experts_{run.name}.png", axis):
             print(picture)
-    if csv is not None:
-        print(write_csv(found, csv))

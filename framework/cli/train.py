@@ -17,12 +17,17 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run, if it is there")] = False,
 ) -> None:
     """Train, starting all ranks on this machine, or as one rank of those that torchrun or srun started."""
+    from framework.errors import UserError
+    from framework.files import is_plain_name
     from framework.recipe import load_recipe, require_runnable
     from parallel import find_place
 
+    name = Path(recipe).stem if name is None else name
+    if not is_plain_name(name):
+        raise UserError(f"--name {name!r}: no name for a run; allowed: a plain name for a folder, without '/'")
     loaded = load_recipe(recipe, overrides or [])
     require_runnable(loaded)
-    path = runs_dir / (name or Path(recipe).stem)
+    path = runs_dir / name
     place = find_place()
     sys.exit(_start_ranks(loaded, path, resume) if place is None else _be_a_rank(place, loaded, path, resume))
 
@@ -38,7 +43,7 @@ def _start_ranks(loaded, path: Path, resume: bool) -> int:
         print(f"{path}: finished already", file=sys.stderr)
         return 0
     recipe = loaded.recipe
-    require_packages(recipe.training)
+    require_packages(recipe)
     open_data(recipe.data, recipe.model.vocab_size, recipe.training.seed)
     # -P: a folder of the working directory must not pass for one of our packages.
     code = launch([sys.executable, "-P", "-c", "from framework.cli import main; main()", *sys.argv[1:]],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from framework.data.files import File, find_files, fingerprint, folder_files
 from framework.errors import UserError
+from framework.files import is_plain_name
 
 BUILT_IN = ("python_stdlib",)
 INSTALLED = frozenset({"site-packages", "dist-packages", "__pycache__"})
@@ -31,8 +32,8 @@ def find_corpus(inputs: Sequence[str], name: str | None = None) -> Corpus:
 
     Raises UserError if an input matches nothing, or the name is none for a folder.
     """
-    if name is not None and (not name or name.startswith(".") or "/" in name):
-        raise UserError(f"corpus name '{name}': a plain name for a folder is needed")
+    if name is not None and not is_plain_name(name):
+        raise UserError(f"corpus name {name!r}: no name for a folder; allowed: a plain one, without '/'")
     if len(inputs) == 1 and inputs[0] in BUILT_IN:
         files = python_stdlib()
     else:

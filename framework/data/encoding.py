@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from framework.data.malformed import OnMalformed, refuse
 from framework.data.sources import Holdout, Unit
 from framework.data.tokenizers import Tokenizer, load_tokenizer
-from framework.errors import UserError
 
-OnMalformed = Literal["skip", "fail"]
 UNITS_PER_WORKER = 4
 
 
@@ -60,11 +58,6 @@ class Encoder:
             for document in unit.documents(self.holdout, report)
         )
         return EncodedUnit(documents, tuple(malformed), unit.num_source_bytes)
-
-
-def refuse(message: str) -> None:
-    """The report of a malformed record that stops the work."""
-    raise UserError(message)
 
 
 def encoded(units: Iterable[Unit], encoder: Encoder, num_workers: int) -> Iterator[EncodedUnit]:

@@ -41,7 +41,8 @@ def find_files(inputs: Sequence[str]) -> list[File]:
         matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
         files = [file for match in matches for file in _files_at(Path(match))]
         if not files:
-            raise UserError(f"corpus {given}: no such file, folder with text, or glob that matches")
+            raise UserError(f"corpus {given}: no such file, or no text in it; allowed: python_stdlib, a file, a "
+                            "folder, or a glob that matches")
         found += files
     if len(found) == 1:
         found = [replace(found[0], alone=True)]

@@ -1,15 +1,16 @@
 """From the data section of a recipe to samples: finds, or trains and prepares, what it names."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framework.data.batches import Part, TrainData, ValidationData, whole
 from framework.data.corpora import BUILT_IN, Corpus, find_corpus
-from framework.data.encoding import refuse
 from framework.data.indexed import TokenStream
+from framework.data.malformed import refuse
 from framework.data.prepare import Rules, prepare_corpus
 from framework.data.prepared import Manifest, Prepared, is_prepared, open_prepared
 from framework.data.storage import data_root, exclusive
@@ -55,7 +56,8 @@ def open_data(data: "Data", vocab_size: int, seed: int, *, progress: bool = True
     bare pair holds out its last documents. Raises UserError for all that the user can mend.
     """
     weights = _weights(data)
-    found = [_find(name) for name in weights]
+    with _telling("data.corpus" if data.corpus else "data.blend"):
+        found = [_find(name) for name in weights]
     tokenizer = _tokenizer(data, found, vocab_size)
     rules = Rules(data.validation_fraction, malformed=data.malformed)
     opened = [
@@ -84,6 +86,15 @@ def corpus_tokenizer(corpora: Sequence[Corpus], vocab_size: int, rules: Rules) -
             train_tokenizer(corpus, vocab_size, path, field=rules.field,
                             validation_fraction=rules.validation_fraction, report=report)
     return load_tokenizer(path)
+
+
+@contextmanager
+def _telling(key: str) -> Iterator[None]:
+    """Puts the recipe's key in front of what is wrong with its value."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def _weights(data: "Data") -> dict[str, float]:
@@ -119,7 +130,8 @@ def _tokenizer(data: "Data", found: Iterable, vocab_size: int) -> Tokenizer | No
     prepared = [each for each in found if isinstance(each, Prepared)]
     raw = [each for each in found if isinstance(each, Corpus)]
     if data.tokenizer != TRAINED:
-        tokenizer = load_tokenizer(data.tokenizer)
+        with _telling("data.tokenizer"):
+            tokenizer = load_tokenizer(data.tokenizer)
     elif prepared:
         tokenizer = prepared[0].tokenizer()
     elif raw:
@@ -128,10 +140,12 @@ def _tokenizer(data: "Data", found: Iterable, vocab_size: int) -> Tokenizer | No
         return None
     for each in prepared:
         if each.manifest.tokenizer_fingerprint != tokenizer.fingerprint:
-            raise UserError(f"{each.folder}: prepared with another tokenizer than {tokenizer.path}")
+            raise UserError(f"{each.folder}: prepared with another tokenizer than {tokenizer.path}; allowed: the same "
+                            "one for all corpora")
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"model.vocab_size={vocab_size} is below the {tokenizer.vocab_size} entries of tokenizer {tokenizer.path}"
+            f"model.vocab_size={vocab_size} is below the {tokenizer.vocab_size} entries of tokenizer {tokenizer.path}; "
+            f"allowed: {tokenizer.vocab_size} or more"
         )
     return tokenizer
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.data.corpora import Corpus
-from framework.data.encoding import Encoder, OnMalformed, encoded, refuse
+from framework.data.encoding import Encoder, encoded
+from framework.data.malformed import OnMalformed, Skipped, refuse
 from framework.data.prepared import FORMAT, MANIFEST, SPLITS, Manifest, Prepared, is_prepared, open_prepared
 from framework.data.progress import Bar, progress_bar
 from framework.data.sources import Holdout, units
@@ -72,24 +73,18 @@ def _write_splits(
     """(writers, closed, by split; number of malformed records)."""
     dtype = token_type(tokenizer.vocab_size)
     writers = {split: SplitWriter(folder / split, dtype) for split in SPLITS}
-    num_malformed = 0
-
-    def report(message: str) -> None:
-        nonlocal num_malformed
-        num_malformed += 1
-        bar.tell(f"skipped {message}")
-
+    skipped = Skipped(bar.tell)
     encoder = Encoder(tokenizer.path.resolve(), dtype, Holdout(rules.validation_fraction), rules.malformed)
-    work = units(list(corpus.files), rules.field, refuse if rules.malformed == "fail" else report)
+    work = units(list(corpus.files), rules.field, refuse if rules.malformed == "fail" else skipped)
     for unit in encoded(work, encoder, num_workers):
         for message in unit.malformed:
-            report(message)
+            skipped(message)
         for document in unit.documents:
             writers["validation" if document.held_out else "train"].add(document)
         bar.advance(unit.num_source_bytes)
     for writer in writers.values():
         writer.close()
-    return writers, num_malformed
+    return writers, skipped.count
 
 
 def _num_workers(corpus: Corpus, workers: int | None) -> int:

@@ -78,7 +78,9 @@ def _read_manifest(path: Path) -> Manifest:
         fields = json.loads(path.read_text())
         found = fields["format"]
         if found == FORMAT:
-            return Manifest(**{**fields, **{split: Totals(**fields[split]) for split in SPLITS}})
+            totals = {split: Totals(**fields[split]) for split in SPLITS}
+            return Manifest(**{**fields, **totals})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the manifest of a prepared corpus: {error}") from error
+        raise UserError(f"{path}: not the manifest of a prepared corpus, or damaged; allowed: delete the folder to "
+                        "have it prepared again") from error
     raise UserError(f"{path}: format {found}; this version reads format {FORMAT}")

@@ -21,11 +21,14 @@ class Bar:
 
 @contextmanager
 def progress_bar(description: str, num_bytes: int, shown: bool) -> Iterator[Bar]:
-    """A bar from 0 to `num_bytes`."""
+    """A bar from 0 to `num_bytes`, gone when the work is over; shown on a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
     console = Console(file=sys.stderr)
-    with Progress(TextColumn("{task.description}"), *columns, console=console, disable=not shown) as progress:
+    disable = not (shown and console.is_terminal)
+    with Progress(
+        TextColumn("{task.description}"), *columns, console=console, disable=disable, transient=True
+    ) as progress:
         yield Bar(progress, progress.add_task(description, total=num_bytes))

@@ -10,8 +10,9 @@ from framework.data.corpora import Corpus
 from framework.data.sources import Holdout, units
 from framework.data.tokenizers import Tokenizer, load_tokenizer
 from framework.errors import UserError
-from framework.files import write_atomically
+from framework.files import writable, write_atomically
 
+LARGEST_VOCABULARY = 1 << 24
 SAMPLE_BYTES_PER_ENTRY = 2048
 SMALLEST_SAMPLE = 4 << 20
 SHARE_OF_ONE_FILE = 1 << 20
@@ -44,8 +45,19 @@ def train_tokenizer(
 
     Byte-pair encoding, whose pieces may hold spaces but no line end after other characters: on source code it packs
     8 to 11 % more bytes into a token than pieces that end at spaces. Decoding an encoding gives any text back. `report`
-    hears of each malformed record. Raises UserError if the corpus does not fit the vocabulary.
+    hears of each malformed record. Raises UserError if the corpus does not fit the vocabulary, and, before it trains,
+    if `out` cannot be written.
     """
+    if vocab_size > LARGEST_VOCABULARY:
+        raise UserError(f"tokenizer of {vocab_size} entries; allowed: at most {LARGEST_VOCABULARY}")
+    with writable(out, "a file that may be written, ending in .model"):
+        write_atomically(out, _train(corpus, vocab_size, field, validation_fraction, report))
+    return load_tokenizer(out)
+
+
+def _train(
+    corpus: Corpus, vocab_size: int, field: str, validation_fraction: float, report: Callable[[str], None]
+) -> bytes:
     from sentencepiece import SentencePieceTrainer
 
     model = io.BytesIO()
@@ -55,9 +67,7 @@ def train_tokenizer(
         SentencePieceTrainer.train(sentence_iterator=sentences, model_writer=model, vocab_size=vocab_size, **SETTINGS)
     except RuntimeError as error:
         raise UserError(f"tokenizer of {vocab_size} entries on corpus {corpus.name}: {_reason(error)}") from error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, model.getvalue())
-    return load_tokenizer(out)
+    return model.getvalue()
 
 
 def settings_fingerprint() -> str:
@@ -70,7 +80,7 @@ def _reason(error: RuntimeError) -> str:
     too_small = re.search(r"smaller than required_chars. \d+ vs (\d+)", str(error))
     if too_small:
         return f"at least {too_small[1]} are needed, for 256 bytes, <unk>, <eod> and the characters of the text"
-    return str(error).split("] ")[-1]
+    return str(error).split("] ")[-1] or "no text to train on; allowed: input with text that is not held out"
 
 
 def _sentences(texts: Iterator[str]) -> Iterator[str]:

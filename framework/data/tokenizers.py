@@ -11,6 +11,7 @@ from framework.errors import UserError
 
 # SentencePiece writes a space as U+2581 inside its pieces, so a U+2581 of the text would come back as a space.
 SPACE_MARK = "\u2581"
+ALLOWED = "a SentencePiece .model or a Hugging Face tokenizer.json"
 BLOCK_CHARACTERS = 16384
 FIRST_LINE_END = re.compile(r"(?<!\n)\n")
 END_OF_DOCUMENT_NAMES = (
@@ -44,9 +45,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     kinds = {".model": SentencePieceTokenizer, ".json": HuggingFaceTokenizer}
     if path.suffix not in kinds:
-        raise UserError(f"tokenizer {path}: a SentencePiece .model or a Hugging Face tokenizer.json is needed")
+        raise UserError(f"tokenizer {path}: given another suffix; allowed: {ALLOWED}")
     if not path.is_file():
-        raise UserError(f"tokenizer {path}: no such file")
+        raise UserError(f"tokenizer {path}: no such file; allowed: {ALLOWED}")
     return kinds[path.suffix](path)
 
 
@@ -62,9 +63,10 @@ class SentencePieceTokenizer:
 
         self.path, content = path, path.read_bytes()
         try:
-            self._model = SentencePieceProcessor(model_proto=content)
+            # No bytes at all would count as no model given, which fails later.
+            self._model = SentencePieceProcessor(model_proto=content or b"\0")
         except RuntimeError as error:
-            raise UserError(f"tokenizer {path}: not a SentencePiece model") from error
+            raise UserError(f"tokenizer {path}: not a SentencePiece model; allowed: {ALLOWED}") from error
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size = self._model.vocab_size()
         self.eod = self._model.eos_id()
@@ -117,7 +119,7 @@ class HuggingFaceTokenizer:
         try:
             self._engine = Engine.from_str(content.decode())
         except Exception as error:  # the library raises plain Exception
-            raise UserError(f"tokenizer {path}: not a Hugging Face tokenizer.json") from error
+            raise UserError(f"tokenizer {path}: not a Hugging Face tokenizer.json; allowed: {ALLOWED}") from error
         self._engine.encode_special_tokens = True
         self._engine.no_truncation()
         self._engine.no_padding()

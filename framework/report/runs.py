@@ -59,7 +59,7 @@ class Run:
 def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Read run folders; a folder of run folders stands for all of them.
 
-    Raises UserError for a path that is neither. A last line that a kill cut short is left out.
+    Raises UserError for a path that is neither, and for a damaged line. A last one that a kill cut short is left out.
     """
     runs: list[Run] = []
     for path in map(Path, paths):
@@ -72,10 +72,14 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def _rows(path: Path) -> Iterable[dict]:
-    lines = path.read_text().splitlines()
+    lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise UserError(f"{path}:{number}: not a JSON object") from None
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                return
+            row = None
+        if not (isinstance(row, dict) and isinstance(row.get("kind"), str) and isinstance(row.get("step"), int)):
+            raise UserError(f"{path}:{number}: damaged; allowed: a JSON object with kind and step")
+        yield row

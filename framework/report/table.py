@@ -1,9 +1,11 @@
 """Metrics of several runs as one table."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from framework.files import write_atomically
 from framework.report.runs import Run
 
 
@@ -12,12 +14,13 @@ def write_csv(runs: Sequence[Run], out: Path) -> Path:
     names = sorted({name for run in runs for row in run.rows for name, value in row.items() if _is_scalar(value)})
     first = ["kind", "step"]
     columns = first + [name for name in names if name not in first]
-    with out.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "seed", "params_active", *columns])
-        for run in runs:
-            head = [run.name, run.loaded.recipe.training.seed, run.sizes["params_active"]]
-            writer.writerows(head + [row.get(name, "") for name in columns] for row in run.rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["run", "seed", "params_active", *columns])
+    for run in runs:
+        head = [run.name, run.loaded.recipe.training.seed, run.sizes["params_active"]]
+        writer.writerows(head + [row.get(name, "") for name in columns] for row in run.rows)
+    write_atomically(out, text.getvalue())
     return out
 
 

@@ -34,8 +34,8 @@ def refuse_other_data(data: DataSet, folder: Path) -> None:
         if not isinstance(stored, dict):
             raise ValueError
     except (OSError, ValueError):
-        raise UserError(f"{folder / FILE_NAME}: missing or damaged; allowed: a JSON object that tells what data the run "
-                        "was started on") from None
+        raise UserError(f"{folder / FILE_NAME}: missing or damaged; allowed: a JSON object that tells what data the "
+                        "run was started on") from None
     facts = _facts(data)
     if key := _first_difference(stored, facts):
         raise UserError(f"{folder}: the run was started on other data ({key} was {stored.get(key)}, now "

@@ -141,8 +141,17 @@ def test_checkpoints_are_listed_and_verified(give, copy):
     code, out, _ = give("checkpoint", "ls", copy)
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == [f"step_{step}" for step in kept]
     assert give("checkpoint", "verify", copy)[0] == 0
+    newest = copy / "checkpoints" / f"step_{kept[-1]}"
+    assert give("checkpoint", "verify", newest)[1] == f"step_{kept[-1]}  good\n"
+    shown = json.loads(give("checkpoint", "show", newest, "--json")[1])
+    assert shown["step"] == kept[-1] and shown["tensors"][0]["name"].startswith("model.")
+    assert give("checkpoint", "consolidate", newest)[0] == 0
+    assert (copy / "consolidated" / newest.name / "model.safetensors.index.json").is_file()
+    assert give("checkpoint", "consolidate", newest)[0] == give("checkpoint", "show", copy)[0] == 2
     path = copy / "checkpoints" / f"step_{kept[-1]}" / "state" / "__0_0.distcp"
     path.write_bytes(path.read_bytes()[:-1])
+    code, out, _ = give("checkpoint", "ls", copy)
+    assert code == 1 and "__0_0.distcp has" in out.splitlines()[-1]
     code, out, _ = give("checkpoint", "verify", copy)
     assert code == 1 and out.count("good") == len(kept) - 1 and "__0_0.distcp" in out.splitlines()[-1]
     code, out, _ = give("eval", copy, "--json")
@@ -176,9 +185,11 @@ def test_a_hostile_checkpoint_runs_nothing(give, copy, tmp_path):
 @pytest.mark.parametrize("arguments", [
     ("train", "tiny.yaml"), ("train", "tiny.yaml", "--resume", "optim.lr=3"), ("train", "nowhere"),
     ("train", "tiny.yaml", "--runs-dir", "tiny.yaml"), ("train", "tiny.yaml", "--name", "b", "data.corpus=nowhere"),
-    ("train", "tiny.yaml", "--name", "b", "parallel.tp=2"), ("eval", "nowhere"), ("eval", "runs"),
+    ("train", "tiny.yaml", "--name", "b", "parallel.tp=3"), ("eval", "nowhere"), ("eval", "runs"),
     ("eval", "runs/tiny", "--step", 3), ("eval",), ("generate", "nowhere", "a"), ("generate", "runs/tiny"),
-    ("generate", "runs/tiny", "a", "--top-k", 0), ("checkpoint", "ls", "nowhere"), ("checkpoint", "verify", "corpus"),
+    ("generate", "runs/tiny", "a", "--top-k", 0), ("generate", "runs/tiny", "a", "--top-p", 0),
+    ("generate", "runs/tiny", "\udcff"), ("generate", "runs/tiny", "a", "--seed", 2**63),
+    ("checkpoint", "ls", "nowhere"), ("checkpoint", "verify", "corpus"),
 ])
 def test_mistakes_are_one_line(give, arguments):
     code, out, error = give(*arguments)

@@ -111,9 +111,10 @@ def test_hugging_face_end_of_document(byte_level):
 def test_what_is_no_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         load_tokenizer(tmp_path / "a.model")
-    with pytest.raises(UserError, match="is needed"):
+    with pytest.raises(UserError, match="another suffix"):
         load_tokenizer(tmp_path / "a.txt")
     for name in ("a.model", "a.json"):
-        (tmp_path / name).write_bytes(b"\x80{}")
-        with pytest.raises(UserError, match="not a"):
-            load_tokenizer(tmp_path / name)
+        for content in (b"\x80{}", b""):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(UserError, match="not a"):
+                load_tokenizer(tmp_path / name)

@@ -134,7 +134,7 @@ def test_generation_refuses_training_mode(random_model):
 def test_options_out_of_range(random_model, wrong):
     model = random_model(pattern="-", **SMALL).eval()
     with pytest.raises(UserError, match="allowed"):
-        list(generate(model, **({"prompt_ids": [1], "max_new_tokens": 1} | wrong)))
+        generate(model, **({"prompt_ids": [1], "max_new_tokens": 1} | wrong))  # before the first token is asked for
 
 
 def test_sampling_follows_the_probabilities():
@@ -154,7 +154,7 @@ def test_sampling_follows_the_probabilities():
         (dict(top_p=0.4), [0, 1, 0, 0]),
         (dict(top_p=1e-9), [0, 1, 0, 0]),
         (dict(temperature=0.5), [0.01 / 0.385, 0.25 / 0.385, 0.0025 / 0.385, 0.1225 / 0.385]),
-        (dict(temperature=0), [0, 1, 0, 0]),
+        *((dict(temperature=cold), [0, 1, 0, 0]) for cold in (0, 1e-320, 1e-45, 2e-38, 1e-30)),
     ]
     for options, expected in cases:
         expected = torch.tensor(expected, dtype=torch.float32)

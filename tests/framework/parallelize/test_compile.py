@@ -23,12 +23,12 @@ LAYOUTS = {"one": MeshSizes(), "dp_shard2": MeshSizes(dp_shard=2), "tp2": MeshSi
 PATTERN, NUM_KINDS = "(*-)x5*E", 3
 
 
-def build(pattern: str, **options: dict) -> LanguageModel:
+def build(pattern: str, dtype: torch.dtype = torch.float64, **options: dict) -> LanguageModel:
     moe = dict(num_experts=4, top_k=2, d_expert=8, num_shared_experts=1)
     fields = dict(d_model=16, vocab_size=VOCAB, attention=dict(num_heads=2), moe=moe, mamba=dict(head_dim=8, d_state=4))
     model = build_language_model(architecture(Model(pattern=pattern, **fields | options)))
     initialize(model, Init(), seed=0)
-    return model.double()
+    return model.to(dtype)
 
 
 def loss_of(model: LanguageModel, batch_size: int, index: int = 0, count: int = 1, documents: bool = False) -> Tensor:
@@ -45,22 +45,24 @@ def gradients(model: LanguageModel, *batch: int, documents: bool = False) -> dic
             if isinstance(weight.grad, DTensor) else weight.grad for name, weight in model.named_parameters()}
 
 
-def assert_near(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_near(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-11) -> None:
     assert got.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(got[name], gradient, rtol=1e-11, atol=1e-13, msg=name)
+        torch.testing.assert_close(got[name], gradient, rtol=tolerance, atol=tolerance / 100, msg=name)
 
 
-def train_compiled(sizes: MeshSizes, pattern: str, recompute: str, backend: str) -> tuple[dict[str, Tensor], int]:
+def train_compiled(
+    sizes: MeshSizes, pattern: str, recompute: str, backend: str = "aot_eager", dtype: torch.dtype = torch.float64
+) -> tuple[dict[str, Tensor], int]:
     """Gradients on a layout, and how many graphs were compiled for the whole model."""
     torch._dynamo.reset()
     counters.clear()
-    mesh, model = Mesh(sizes, "cpu"), build(pattern)
+    mesh, model = Mesh(sizes, "cpu"), build(pattern, dtype)
     apply_tensor_parallelism(model, mesh)
     apply_expert_parallelism(model, mesh, False)
     apply_recompute(model, recompute)
     apply_compile(model, backend)
-    apply_data_parallelism(model, mesh, torch.float64, True)
+    apply_data_parallelism(model, mesh, dtype, True)
     got = gradients(model, BATCH, mesh.batch.get_local_rank(), mesh.batch.size())
     return got, counters["stats"]["unique_graphs"]
 
@@ -71,14 +73,16 @@ def train_compiled(sizes: MeshSizes, pattern: str, recompute: str, backend: str)
 def test_layers_of_equal_blocks_share_one_compilation(ranks, layout, recompute):
     """PyTorch compiles a function eight times by default, and would leave the rest of 12 layers as they are."""
     sizes = LAYOUTS[layout]
-    got, num_graphs = ranks.run(sizes.world, train_compiled, sizes, PATTERN, recompute, "aot_eager", timeout=300)[0]
+    got, num_graphs = ranks.run(sizes.world, train_compiled, sizes, PATTERN, recompute, timeout=300)[0]
     assert num_graphs == NUM_KINDS
     assert_near(got, gradients(build(PATTERN), BATCH))
 
 
 def test_inductor_gives_the_same_gradients(ranks):
-    got, _ = ranks.run(2, train_compiled, LAYOUTS["dp_shard2"], "*-", "selective", "inductor", timeout=300)[0]
-    assert_near(got, gradients(build("*-"), BATCH))
+    """In float32: for attention in float64 the inductor of PyTorch 2.11 makes code that does not run on a CPU."""
+    arguments = (LAYOUTS["dp_shard2"], "*-", "selective", "inductor", torch.float32)
+    got, _ = ranks.run(2, train_compiled, *arguments, timeout=300)[0]
+    assert_near(got, gradients(build("*-", torch.float32), BATCH), tolerance=1e-4)
 
 
 OPTIONS = {

@@ -142,16 +142,6 @@ def test_one_line_of_log_for_each_axis(ranks):
     ]
 
 
-def compiled_blocks() -> list[str]:
-    model = parallelize(build(pattern="*-E"), Mesh(MeshSizes(), "cpu"), compile=True)
-    return [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
-
-
-def test_dense_blocks_are_what_is_compiled(ranks):
-    """Of a MoE block, the shared experts: a dense feed-forward block."""
-    assert ranks.run(1, compiled_blocks)[0] == ["layers.0.block", "layers.1.block", "layers.2.block.shared"]
-
-
 def evaluate(sizes: MeshSizes) -> tuple[float, float]:
     """The loss without and with gradients: evaluation must leave training as it was."""
     mesh, model = Mesh(sizes, "cpu"), build()

@@ -73,10 +73,18 @@ def test_a_broken_line_in_the_middle_is_named(write_run):
         load_runs([folder])
 
 
+@pytest.mark.parametrize("line", [b"\xff\n", b"3\n", b"{}\n", b'{"kind": "train", "step": "1"}\n'])
+def test_a_line_that_is_no_row_is_named(write_run, line):
+    folder = write_run("a")
+    (folder / "metrics.jsonl").write_bytes(line + (folder / "metrics.jsonl").read_bytes())
+    with pytest.raises(UserError, match="metrics.jsonl:1: damaged"):
+        load_runs([folder])
+
+
 def test_command_writes_pictures_and_table(write_run, tmp_path, monkeypatch, capsys):
     parent = write_run("a").parent
     write_run("b", seed=1)
-    out, table = tmp_path / "out", tmp_path / "all.csv"
+    out, table = tmp_path / "out", tmp_path / "tables" / "all.csv"
     monkeypatch.setattr("sys.argv", ["upmix", "report", str(parent), "--out", str(out), "--csv", str(table),
                                      "--axis", "tokens_per_param"])
     with pytest.raises(SystemExit) as end:
@@ -96,11 +104,14 @@ def test_a_dense_run_has_no_picture_of_experts(write_run, tmp_path):
     assert draw_expert_load(run, tmp_path / "x.png") is None and not (tmp_path / "x.png").exists()
 
 
-@pytest.mark.parametrize("arguments", [["nowhere"], ["RUN", "--axis", "weeks"], ["RUN", "--metric", "accuracy"]])
+@pytest.mark.parametrize("arguments", [
+    ["nowhere"], ["RUN", "--axis", "weeks"], ["RUN", "--metric", "accuracy"], ["RUN", "--csv", "/proc/none/a.csv"],
+    ["RUN", "--csv", "RUN/metrics.jsonl/a.csv"], ["RUN", "--out", "RUN/metrics.jsonl"], ["RUN", "--out", "/proc/none"],
+])
 def test_mistakes_are_one_line(arguments, write_run, tmp_path, monkeypatch, capsys):
     folder = str(write_run("a"))
-    arguments = [folder if argument == "RUN" else argument for argument in arguments]
-    monkeypatch.setattr("sys.argv", ["upmix", "report", *arguments, "--out", str(tmp_path / "out")])
+    arguments = ["--out", str(tmp_path / "out"), *(argument.replace("RUN", folder) for argument in arguments)]
+    monkeypatch.setattr("sys.argv", ["upmix", "report", *arguments])
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "out").exists()

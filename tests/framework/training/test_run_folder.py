@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 import yaml
@@ -101,6 +102,11 @@ def test_what_is_there_and_no_run_is_refused(tmp_path, recipe, resume):
     for path in (tmp_path / "b" / "file", tmp_path / "b"):
         with pytest.raises(UserError, match="no run"):
             admit(path, recipe(), resume)
+
+
+def test_a_folder_that_the_system_refuses_to_root_too_is_one_line(recipe):
+    with pytest.raises(UserError, match="/proc/none/run: .*; allowed: another --runs-dir"):
+        enter(Path("/proc/none/run"), recipe(), False)
 
 
 def test_a_damaged_end_is_one_line(run, recipe):

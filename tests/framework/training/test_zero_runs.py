@@ -139,24 +139,22 @@ def test_from_offloaded_to_one_rank_and_to_another_stage(ranks, recipe, whole, t
     assert_near(path, whole(*ONE))
 
 
-@pytest.mark.parametrize("layout", [ZERO1, ZERO2, ZERO3])
+@pytest.mark.parametrize("layout", [ZERO2, ZERO3])
 def test_on_the_same_layout_it_resumes_bit_for_bit(ranks, recipe, whole, tmp_path, layout):
     path = cut(whole(*layout), tmp_path / "a", 2)
     run(ranks, recipe, path, layout, resume=True)
     assert rows(path) == rows(whole(*layout))
 
 
-@pytest.mark.parametrize("layout", [ZERO1, ZERO2, ZERO3])
-def test_bfloat16_is_near_float32(whole, layout):
-    low = whole(*layout, "training.dtype=bfloat16")
+def test_bfloat16_is_near_float32(whole):
+    low = whole(*ZERO3, "training.dtype=bfloat16")
     for ours, theirs in zip(rows(low), rows(whole(*ONE)), strict=True):
         for name in {"loss", "val_loss"} & ours.keys():
             assert ours[name] != theirs[name] and ours[name] == pytest.approx(theirs[name], rel=0.03)
 
 
-@pytest.mark.parametrize("layout", [ZERO1, ZERO3])
-def test_a_loss_that_is_not_finite_skips_the_step(ranks, recipe, tmp_path, layout):
-    run(ranks, recipe, tmp_path / "a", layout, bad_step=2)
+def test_a_loss_that_is_not_finite_skips_the_step(ranks, recipe, tmp_path):
+    run(ranks, recipe, tmp_path / "a", ZERO3, bad_step=2)
     train = [row for row in rows(tmp_path / "a") if row["kind"] == "train"]
     assert [row["skipped_steps"] for row in train] == [0, 1, 1, 1, 1, 1]
     assert [row["grad_norm"] is None for row in train] == [False, True, False, False, False, False]
