@@ -61,27 +61,26 @@ def _show_local_shards(
     module: nn.Module, entries: Mapping[str, Sharded], gradient_placements: Mapping[str, Placement],
     dtype: torch.dtype | None, leaves: bool,
 ) -> None:
-    """Replace the module's forward by one that sees local shards.
+    """Replace the module's forward by one within which its parameters are the local shards.
 
-    Not by hooks: their numbers differ from module to module, and the compiler would compile each module anew.
+    Not by hooks: they have numbers, which the compiler takes for a difference between modules that are alike.
     """
     plain_forward = module.forward
 
     def forward(*args: object, **kwargs: object) -> object:
+        parameters = {name: module._parameters[name] for name in entries}
         for name, entry in entries.items():
-            parameter = module._parameters[name]
+            parameter = parameters[name]
             if leaves and entry.num_modules == 1 and not torch.compiler.is_compiling():
                 local = _leaf(parameter)
             else:
                 gradient = [gradient_placements[name]] if name in gradient_placements else parameter.placements
                 local = parameter.to_local(grad_placements=gradient)
-            # An entry of the instance's own dictionary hides the parameter from `module.name`.
-            module.__dict__[name] = local.to(dtype)
+            module._parameters[name] = local.to(dtype)
         try:
             return plain_forward(*args, **kwargs)
         finally:
-            for name in entries:
-                module.__dict__.pop(name, None)
+            module._parameters.update(parameters)
 
     module.forward = forward
 

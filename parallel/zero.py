@@ -43,7 +43,7 @@ class Zero:
     """Trains a model whose state is split over all ranks of the world. Every method is collective.
 
     model: plain float32 parameters, whole and equal on every rank; it needs room for that much when it begins.
-    optimizer: AdamW over them that has no state yet; learning rates are set in its `param_groups`.
+    optimizer: AdamW over them, whose state is made anew; learning rates are set in its `param_groups`.
     mesh: all ranks of the world in one dimension. Raises ValueError for parameters that are not float32.
     """
 
@@ -52,6 +52,7 @@ class Zero:
         if others := {parameter.dtype for parameter in parameters} - {torch.float32}:
             raise ValueError(f"DeepSpeed keeps weights in float32, not in {', '.join(map(str, others))}")
         self.optimizer, self.mesh, self.options = optimizer, mesh, options
+        optimizer.state.clear()
         self._loss_factor = mesh.size() if options.stage == 3 else 1
         exact = {parameter: self._shard(parameter) for parameter in parameters if options.dtype != torch.float32}
         deepspeed = _import_deepspeed(mesh.device_type)

@@ -132,7 +132,7 @@ def test_data_that_differ_between_machines_are_refused_on_every_rank(ranks):
 
 def test_data_other_than_the_runs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(data_state, "_facts", facts)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="missing or damaged"):
         data_state.refuse_other_data(0, tmp_path)
     (tmp_path / "data.json").write_text(json.dumps(facts(0)))
     data_state.refuse_other_data(0, tmp_path)
