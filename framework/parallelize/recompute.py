@@ -47,7 +47,7 @@ def apply_recompute(model: LanguageModel, kind: str) -> None:
     operations in KEPT, so that what is repeated is cheap; with "none" nothing is repeated. A block that is compiled is
     one operation, and repeated whole.
 
-    Apply after `shard_parameters` and before `fully_shard`: hooks of the former run again with the forward.
+    Apply after `shard_parameters`, whose local views the repetition needs too, and before `fully_shard`.
     """
     if kind == "none":
         return
