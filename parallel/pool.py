@@ -3,6 +3,7 @@
 import atexit
 import ctypes
 import datetime
+import gc
 import importlib.util
 import itertools
 import multiprocessing
@@ -13,9 +14,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from types import FunctionType
+from typing import Any
 
 PRELOADED = (
     "torch", "numpy", "torch.distributed.tensor", "torch.distributed.fsdp", "torch.distributed.checkpoint",
@@ -121,6 +123,7 @@ def _serve(rank: int, store_file: str, connection: Connection) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported before is never garbage, and not worth looking at after each call
     store = dist.FileStore(store_file)
     while True:
         try:
@@ -155,6 +158,20 @@ def _leave_world() -> None:
     # Cached shardings name process groups, and meshes of the next world compare equal to those of this one.
     _clear_sharding_prop_cache()
     clear_redistribute_planner_cache()
+    for wrapper in _memoized("torch.distributed.tensor"):
+        wrapper.cache_clear()
+    # Models and meshes are cycles, and hold groups of three threads each, which never sleep for long.
+    gc.collect()
+
+
+def _memoized(package: str) -> Iterator[Any]:
+    """The functions of a package's modules, and the static ones of its classes, that `functools.cache` wraps."""
+    modules = [module for name, module in sys.modules.items() if f"{name}.".startswith(f"{package}.")]
+    for value in {id(value): value for module in modules for value in vars(module).values()}.values():
+        members = vars(value).values() if isinstance(value, type) else [value]
+        for member in (getattr(member, "__func__", member) for member in members):
+            if hasattr(member, "cache_clear"):
+                yield member
 
 
 def _find(module_name: str, file: str, qualified_name: str) -> Callable:
