@@ -45,9 +45,9 @@ def train_on_rank(recipe: Path, path: Path, overrides: list[str], resume: bool =
 
 
 def rows(path: Path, kind: str = "train") -> list[dict]:
-    """Rows of a kind, without what a clock or the machine decides."""
+    """Rows of a kind, without what a clock, the machine or the layout decides."""
     found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    measured = ("tokens_per_second", "model_flops_per_second", "memory_bytes")
+    measured = ("tokens_per_second", "model_flops_per_second", "memory_bytes", "dispatch_bytes")
     return [{name: value for name, value in row.items() if name not in measured} for row in found
             if row["kind"] == kind]
 
@@ -326,7 +326,7 @@ def test_a_run_read_back_evaluates_as_it_did(whole, monkeypatch, recipe):
 def test_a_wrong_number_of_ranks_is_one_line(ranks, recipe, tmp_path):
     from parallel.pool import RankError
 
-    with pytest.raises(RankError, match="UserError: 1 ranks were started, but the recipe's layout needs 2"):
+    with pytest.raises(RankError, match="UserError: 1 ranks were started; allowed: 2, which the recipe's layout needs"):
         ranks.run(1, train_on_rank, recipe, tmp_path / "a", [*TWO])
     assert not (tmp_path / "a").exists()
 
