@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, library
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _resolve_process_group
 
@@ -36,7 +36,7 @@ def ring_attend(
     return ring_attention(q_BSHP, k_BSGP, v_BSGP, scale, window, document_BS, group_name)[0]
 
 
-@torch.library.custom_op("upmix::ring_attention", mutates_args=())
+@library.custom_op("upmix::ring_attention", mutates_args=())
 def ring_attention(
     q_BSHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, scale: float, window: int | None, document_BS: Tensor | None,
     group_name: str,
@@ -53,7 +53,7 @@ def ring_attention(
     return _ungrouped(y_BGJSP).to(q_BSHP.dtype), logsumexp_BGJS1
 
 
-@torch.library.custom_op("upmix::ring_attention_backward", mutates_args=())
+@library.custom_op("upmix::ring_attention_backward", mutates_args=())
 def ring_attention_backward(
     dy_BSHP: Tensor, q_BSHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, y_BSHP: Tensor, logsumexp_BGJS1: Tensor,
     scale: float, window: int | None, document_BS: Tensor | None, group_name: str,
