@@ -1,7 +1,8 @@
-"""Files that are whole or not there, whenever the process dies."""
+"""Files and folders that are whole or not there, whenever the process dies."""
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
@@ -24,6 +25,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             temporary.unlink()
         raise
     force_to_disk(path.parent)
+
+
+@contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its final name when everything in it is on disk.
+
+    What an earlier, killed attempt left under the temporary name is cleared first, and what the block leaves if it
+    fails. One process at a time may make a folder.
+    """
+    partial = final.parent / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in [*partial.iterdir(), partial]:
+            force_to_disk(path)
+        partial.rename(final)
+        force_to_disk(final.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

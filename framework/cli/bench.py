@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from framework.cli.ranks import start_ranks
 from framework.errors import UserError
 
 app = typer.Typer(help="Measure throughput.", no_args_is_help=True)
@@ -30,7 +31,7 @@ def train(
     """Time whole optimizer steps of a recipe, on as many ranks as its layout has."""
     from framework.recipe import load_recipe, require_runnable
     from framework.training.preconditions import mesh_sizes
-    from parallel import find_place, launch
+    from parallel import find_place
 
     loaded = load_recipe(recipe, overrides or [])
     require_runnable(loaded)
@@ -41,7 +42,7 @@ def train(
         raise UserError(f"--compare {compare} runs on one rank; the recipe's layout has {world}")
     place = find_place()
     if place is None:
-        sys.exit(launch([sys.executable, "-P", "-c", "from framework.cli import main; main()", *sys.argv[1:]], world))
+        sys.exit(start_ranks(world))
     _be_a_rank(place, loaded, steps, pairs, compare, as_json)
 
 

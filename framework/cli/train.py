@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from framework.cli.ranks import start_ranks
+
 
 def command(
     recipe: Annotated[str, typer.Argument(help="a recipe's name or file")],
@@ -37,7 +39,6 @@ def _start_ranks(loaded, path: Path, resume: bool) -> int:
     from framework.data import open_data
     from framework.training import Admission, admit
     from framework.training.preconditions import mesh_sizes, require_packages
-    from parallel import launch
 
     if admit(path, loaded, resume) is Admission.FINISHED:
         print(f"{path}: finished already", file=sys.stderr)
@@ -45,9 +46,7 @@ def _start_ranks(loaded, path: Path, resume: bool) -> int:
     recipe = loaded.recipe
     require_packages(recipe)
     open_data(recipe.data, recipe.model.vocab_size, recipe.training.seed)
-    # -P: a folder of the working directory must not pass for one of our packages.
-    code = launch([sys.executable, "-P", "-c", "from framework.cli import main; main()", *sys.argv[1:]],
-                  mesh_sizes(recipe.parallel).world)
+    code = start_ranks(mesh_sizes(recipe.parallel).world)
     if code == 128 + signal.SIGALRM:
         stall = f"{recipe.training.stall_minutes:g} minutes"
         print(f"no step ended for {stall} (training.stall_minutes); where each rank stood: {path / 'stacks'}",

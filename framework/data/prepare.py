@@ -13,10 +13,11 @@ from framework.data.malformed import OnMalformed, Skipped, refuse
 from framework.data.prepared import FORMAT, MANIFEST, SPLITS, Manifest, Prepared, is_prepared, open_prepared
 from framework.data.progress import Bar, progress_bar
 from framework.data.sources import Holdout, units
-from framework.data.storage import atomic_folder, data_root, exclusive
+from framework.data.storage import data_root, exclusive
 from framework.data.tokenizers import Tokenizer
 from framework.data.writing import SplitWriter, token_type
 from framework.errors import UserError
+from framework.files import atomic_folder
 
 # A worker takes a third of a second to start, about what it takes to encode this much.
 BYTES_WORTH_A_WORKER = 2 << 20

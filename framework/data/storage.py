@@ -1,14 +1,13 @@
-"""Files that appear whole or not at all: locks, atomic folders, and where data lives."""
+"""Where data lives, and the lock of who makes it."""
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from framework.files import force_to_disk, writable
+from framework.files import writable
 
 
 def data_root() -> Path:
@@ -40,22 +39,3 @@ def _locked(path: Path) -> IO[str]:
         if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
             return file
         file.close()
-
-
-@contextmanager
-def atomic_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its final name when everything in it is on disk.
-
-    What an earlier, killed attempt left under the temporary name is cleared first; the caller holds `exclusive(final)`.
-    """
-    partial = final.parent / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for path in [*partial.iterdir(), partial]:
-            force_to_disk(path)
-        partial.rename(final)
-        force_to_disk(final.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

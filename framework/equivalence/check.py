@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from framework.equivalence.compare import Row, compare
@@ -20,13 +20,10 @@ if TYPE_CHECKING:
 SECONDS_A_LAYOUT = 600.0
 
 
-def check_layouts(
-    loaded: Loaded, layouts: Sequence[Layout], dtype: str, pool: RankPool, measure: Callable = measure
-) -> Iterator[Row]:
+def check_layouts(loaded: Loaded, layouts: Sequence[Layout], dtype: str, pool: RankPool) -> Iterator[Row]:
     """Yield the row of each layout, in order. What one rank gives is measured once for each depth that layouts need.
 
-    dtype: float32 or float64. measure: a function of a module's top level, run on every rank of a layout; one rank
-    always runs the real one. Raises UserError for a layout that the recipe cannot take, before anything runs where
+    dtype: float32 or float64. Raises UserError for a layout that the recipe cannot take, before anything runs where
     that is known by then.
     """
     small = [shrink_recipe(loaded, layout) for layout in layouts]
@@ -36,7 +33,7 @@ def check_layouts(
     for layout, each in zip(layouts, small, strict=True):
         expected = _reference(each, dtype, pool, references)
         begin = time.perf_counter()
-        got = _run(layout.name, layout.num_ranks, each, dtype, pool, measure)
+        got = _run(layout.name, layout.num_ranks, each, dtype, pool)
         yield compare(layout.name, layout.num_ranks, got, expected, time.perf_counter() - begin)
 
 
@@ -47,11 +44,11 @@ def _reference(small: Loaded, dtype: str, pool: RankPool, known: dict[str, Measu
     })
     key = alone.model_dump_json()
     if key not in known:
-        known[key], = _run("of one rank", 1, Loaded(alone, small.origins, small.architecture), dtype, pool, measure)
+        known[key], = _run("of one rank", 1, Loaded(alone, small.origins, small.architecture), dtype, pool)
     return known[key]
 
 
-def _run(name: str, num_ranks: int, small: Loaded, dtype: str, pool: RankPool, measure: Callable) -> list[Measured]:
+def _run(name: str, num_ranks: int, small: Loaded, dtype: str, pool: RankPool) -> list[Measured]:
     parts = pool.run(num_ranks, measure, small, dtype, timeout=SECONDS_A_LAYOUT)
     for part in parts:
         if isinstance(part, Refused):

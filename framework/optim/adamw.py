@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from framework.optim.schedule import learning_rate
-from framework.parametrization import is_decayed, learning_rate_factors, roles_of
+from framework.parametrization import is_decayed, learning_rate_factors
 from framework.parametrization.roles import declarations
 
 if TYPE_CHECKING:
@@ -21,9 +21,8 @@ def build_adamw(model: nn.Module, optim: Optim, with_state: bool = True) -> torc
 
     The state of every parameter exists from the start, so that checkpoints always hold the same keys. `with_state`:
     False where another holds it.
-    Raises UserError where optim.relative_lr names a role that the model has not.
     """
-    factors = learning_rate_factors(roles_of(model), optim.relative_lr)
+    factors = learning_rate_factors(optim.relative_lr)
     parameters = defaultdict(list)
     for _, module, name, declaration in declarations(model):
         decay = optim.weight_decay if is_decayed(declaration.role) else 0.0

@@ -1,6 +1,6 @@
 """Roles of parameters, and the tables over them: init, learning-rate factors, weight decay."""
 
 from framework.parametrization.init import initialize
-from framework.parametrization.learning_rate import is_decayed, learning_rate_factors, roles_of
+from framework.parametrization.learning_rate import is_decayed, learning_rate_factors
 
-__all__ = ["initialize", "is_decayed", "learning_rate_factors", "roles_of"]
+__all__ = ["initialize", "is_decayed", "learning_rate_factors"]

@@ -46,11 +46,6 @@ class Role(StrEnum):
     BIAS = "bias"
 
 
-FAMILIES: dict[str, tuple[Role, ...]] = {
-    family: tuple(role for role in Role if role.value.startswith(family + "_") and role != Role.SHARED_EXPERT_ROUTER)
-    for family in ("attention", "ffn", "expert", "shared_expert", "ssm")
-}
-
 Init = Callable[[torch.Tensor, torch.Generator], None]
 
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from framework.recipe.architecture import Architecture
 from framework.recipe.errors import DEFAULT, RecipeError, nearest
 from framework.recipe.layout_fit import context_misfits, pipeline_misfits, tensor_misfits
-from framework.recipe.parameters import parameters
+from framework.recipe.parameters import family_of, parameters
 from framework.recipe.schema import Data, Parallel, Recipe
 
 if TYPE_CHECKING:
     from framework.recipe.load import Loaded
 
-FAMILIES = ("attention", "ffn", "expert", "shared_expert", "ssm")
 LATER = {
     "parametrization.base_d_model": None,
 }
@@ -116,7 +115,7 @@ def _check_layout(recipe: Recipe, architecture: Architecture) -> None:
 
 def _check_roles(recipe: Recipe, architecture: Architecture) -> None:
     roles = list(dict.fromkeys(row.role for row in parameters(architecture)))
-    present = roles + [family for family in FAMILIES if any(role.startswith(f"{family}_") for role in roles)]
+    present = roles + list(dict.fromkeys(family for role in roles if (family := family_of(role))))
     for name in recipe.optim.relative_lr:
         if name not in present:
             raise RecipeError(f"optim.relative_lr.{name}", f"matches no parameter{nearest(name, present)}; "

@@ -14,6 +14,8 @@ from framework.recipe.architecture import Architecture, Sublayer
 from framework.recipe.schema import FFN, Attention, Mamba, Model, MoE
 
 EMBEDDING, ROUTER, NORM, BODY = "embedding", "router", "norm", "body"
+FAMILIES = ("attention", "ffn", "expert", "shared_expert", "ssm")
+"""Roles FAMILY_* that a rule may name together."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ def parameters(architecture: Architecture) -> list[Parameter]:
     if not model.tie_embeddings:
         rows.append(Parameter("unembedding.weight", "unembedding", vocabulary_shape, EMBEDDING))
     return rows
+
+
+def family_of(role: str) -> str | None:
+    """The family that a role belongs to. A router belongs to none, that of shared experts neither."""
+    if role == "shared_expert_router":
+        return None
+    return next((family for family in FAMILIES if role.startswith(f"{family}_")), None)
 
 
 def _norm(model: Model, name: str) -> list[Parameter]:

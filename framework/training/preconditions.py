@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from framework.errors import UserError
@@ -11,15 +12,12 @@ from parallel import MeshSizes
 if TYPE_CHECKING:
     from framework.recipe.schema import Parallel, Recipe
 
-AXES = ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep")
+AXES = tuple(field.name for field in fields(MeshSizes))
 
 
 def mesh_sizes(layout: Parallel) -> MeshSizes:
-    """The degrees of a layout. Raises UserError where ep does not fit the others."""
-    try:
-        return MeshSizes(**{axis: getattr(layout, axis) for axis in AXES})
-    except ValueError as error:
-        raise UserError(f"parallel: {error}") from None
+    """The degrees of a layout. That ep fits the others, the recipe's check has seen to."""
+    return MeshSizes(**{axis: getattr(layout, axis) for axis in AXES})
 
 
 def require_ranks(layout: Parallel, num_ranks: int) -> None:

@@ -1,11 +1,13 @@
 """Every stage of ZeRO on two ranks takes one rank's steps."""
 
 import itertools
+from contextlib import closing
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from parallel import RankPool
 from parallel.zero import Zero, ZeroOptions
 
 pytest.importorskip("deepspeed", reason="ZeRO needs the extra `zero`")
@@ -59,6 +61,13 @@ def adamw(model: nn.Module) -> torch.optim.AdamW:
 def set_rates(optimizer: torch.optim.AdamW, step: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = RATES[step] * group["factor"]
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """Of this file alone: DeepSpeed's engines keep their groups, whose threads would slow the tests after these."""
+    with closing(RankPool()) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from framework.errors import UserError
+from framework.files import atomic_folder
 from framework.training.checkpoint.safe_reader import SafeReader
 from framework.training.checkpoint.storage import load
 from framework.training.peers import Peers
@@ -57,19 +57,16 @@ def consolidate(checkpoint: Path, out: Path, file_bytes: int = FILE_BYTES) -> li
     weights = [tensor for tensor in stored_tensors(checkpoint) if tensor.name.startswith("model.")]
     parts = list(_parts(weights, file_bytes))
     names = [f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, part in zip(names, parts, strict=True):
-        whole = {tensor.name: torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in part}
-        load(checkpoint, whole, Peers())
-        save_file({_bare(key): value for key, value in whole.items()}, temporary / name, metadata={"format": "pt"})
     index = {
         "metadata": {"total_size": sum(tensor.num_bytes for tensor in weights)},
         "weight_map": {_bare(tensor.name): name for name, part in zip(names, parts, strict=True) for tensor in part},
     }
-    (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
-    temporary.rename(out)
+    with atomic_folder(out) as folder:
+        for name, part in zip(names, parts, strict=True):
+            whole = {tensor.name: torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in part}
+            load(checkpoint, whole, Peers())
+            save_file({_bare(key): value for key, value in whole.items()}, folder / name, metadata={"format": "pt"})
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
     return [out / name for name in names]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from framework.recipe import load_recipe
+from tests.helpers.runs import write_corpus
 
 SMALL = ["bench/moe_256", "model.d_model=32", "model.vocab_size=384", "model.attention.num_heads=2",
          "model.attention.head_dim=16", "model.moe.num_experts=4", "model.moe.top_k=2", "model.moe.d_expert=8",
@@ -75,7 +76,7 @@ def bench_on_rank(folder: Path, compare: str | None) -> dict:
     from framework.bench import bench_train
 
     os.environ["UPMIX_DATA"] = str(folder / "data")
-    overrides = [*SMALL[1:], f"data.corpus={folder / 'text'}", "data.seq_len=16", "training.steps=2"]
+    overrides = [*SMALL[1:], f"data.corpus={folder / 'corpus'}", "data.seq_len=16", "training.steps=2"]
     loaded = load_recipe(SMALL[0], overrides)
     return asdict(bench_train(loaded, torch.device("cpu"), num_steps=2, num_pairs=3, compare=compare))
 
@@ -85,10 +86,7 @@ def test_rates_ratios_and_utilisation_agree(ranks, tmp_path, compare):
     """More steps are timed than the recipe has: it starts over."""
     if compare:
         pytest.importorskip("transformers")
-    (tmp_path / "text").mkdir()
-    source = Path(torch.__file__).with_name("functional.py").read_text()
-    for number in range(20):
-        (tmp_path / "text" / f"{number}.txt").write_text(source[3000 * number : 3000 * (number + 1)])
+    write_corpus(tmp_path / "corpus")
     (measured,) = ranks.run(1, bench_on_rank, tmp_path, compare)
     assert measured["tokens_per_second"] > 0 and measured["peak_flops_per_second"] > 1e9
     flops = measured["mfu"] * measured["peak_flops_per_second"]

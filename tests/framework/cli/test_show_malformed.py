@@ -144,6 +144,7 @@ def test_misspelt_keys(key, good, capsys, monkeypatch):
     ("optim.lr=yes", "'yes'"), ("model.ffn.multiplier=1e308", "less than or equal"),
     ("optim.betas=[0.9]", "optim.betas"), ("optim.betas=[0.9, 1.0]", "less than 1"), ("optim.betas=0.9", "optim.betas"),
     ("optim.relative_lr.exprt.start=2.0", "matches no parameter; nearest: expert"),
+    ("model.pattern=(E)x2 optim.relative_lr.attention.start=2.0", "relative_lr.attention: matches no parameter"),
     ("optim.relative_lr.expert.begin=2.0", "optim.relative_lr.expert.begin: unknown key"),
     ("data.validation_fraction=1.0", "equal to 0.5"), ("format=2", "allowed: 1"), ("extends=quickstart", "unknown key"),
     ("granularity=2", "nearest: model.moe.granularity"), ("model=3", "a section with the keys pattern"),
@@ -153,7 +154,7 @@ def test_misspelt_keys(key, good, capsys, monkeypatch):
     ("training.steps=!!python/object/apply:os.system [ls]", "the tag"),
 ])
 def test_impossible_and_contradictory(overrides, said, good, capsys, monkeypatch):
-    arguments = re.split(r" (?=(?:model|data|training|parallel)\.)", overrides)
+    arguments = re.split(r" (?=(?:model|data|optim|training|parallel)\.)", overrides)
     assert_refused(show(capsys, monkeypatch, good, *arguments), "command line", said)
 
 

@@ -113,77 +113,52 @@ def measure_with(fault: str, loaded, dtype: str):
         return measuring.measure(loaded, dtype)
 
 
-def measure_replicas_apart(loaded, dtype):
-    return measure_with("replicas are not summed", loaded, dtype)
+class FaultyRanks:
+    """Ranks that measure with a fault where there are several."""
+
+    def __init__(self, ranks, fault: str) -> None:
+        self.ranks, self.fault = ranks, fault
+
+    def run(self, num_ranks: int, measure, *args, timeout: float) -> list:
+        faulty = (measure,) if num_ranks == 1 else (measure_with, self.fault)
+        return self.ranks.run(num_ranks, *faulty, *args, timeout=timeout)
 
 
-def measure_experts_apart(loaded, dtype):
-    return measure_with("experts are not summed over expert_dp", loaded, dtype)
-
-
-def measure_experts_averaged(loaded, dtype):
-    return measure_with("experts are averaged over expert_dp", loaded, dtype)
-
-
-def measure_balance_elsewhere(loaded, dtype):
-    return measure_with("balance counts other sequences", loaded, dtype)
-
-
-def measure_balance_in_part(loaded, dtype):
-    return measure_with("balance counts a part of each sequence", loaded, dtype)
-
-
-def measure_losses_doubled(loaded, dtype):
-    return measure_with("auxiliary losses are doubled", loaded, dtype)
-
-
-def measure_losses_averaged(loaded, dtype):
-    return measure_with("auxiliary losses are averaged over ranks", loaded, dtype)
-
-
-def measure_norm_doubled(loaded, dtype):
-    return measure_with("the norm counts gradients twice", loaded, dtype)
-
-
-def measure_frozen_expert(loaded, dtype):
-    return measure_with("an expert is frozen", loaded, dtype)
-
-
-def row_with(ranks, measure, layout: str):
-    (row,) = check_layouts(load_recipe("quickstart"), [parse_layout(layout)], "float32", ranks, measure)
+def row_of(ranks, layout: str):
+    (row,) = check_layouts(load_recipe("quickstart"), [parse_layout(layout)], "float32", ranks)
     return row
 
 
-@pytest.mark.parametrize(("measure", "layout", "where"), [
-    (measure_replicas_apart, "dp_replicate2", ""),
-    (measure_replicas_apart, "dp_replicate2xdp_shard2", ""),
-    (measure_experts_apart, "dp_shard4xep2", ".experts."),
-    (measure_experts_averaged, "dp_shard4xep2", ".experts."),
-    (measure_balance_elsewhere, "dp_shard2", ""),
-    (measure_balance_in_part, "cp2", ""),
-    (measure_balance_in_part, "tp2", ""),
-    (measure_losses_doubled, "ep2", ""),
-    (measure_losses_averaged, "ep2", ""),
+@pytest.mark.parametrize(("fault", "layout", "where"), [
+    ("replicas are not summed", "dp_replicate2", ""),
+    ("replicas are not summed", "dp_replicate2xdp_shard2", ""),
+    ("experts are not summed over expert_dp", "dp_shard4xep2", ".experts."),
+    ("experts are averaged over expert_dp", "dp_shard4xep2", ".experts."),
+    ("balance counts other sequences", "dp_shard2", ""),
+    ("balance counts a part of each sequence", "cp2", ""),
+    ("balance counts a part of each sequence", "tp2", ""),
+    ("auxiliary losses are doubled", "ep2", ""),
+    ("auxiliary losses are averaged over ranks", "ep2", ""),
 ])
-def test_a_changed_reduction_is_told(ranks, measure, layout, where):
-    row = row_with(ranks, measure, layout)
+def test_a_changed_reduction_is_told(ranks, fault, layout, where):
+    row = row_of(FaultyRanks(ranks, fault), layout)
     assert not row.passes(TOLERANCES["float32"])
     assert row.gradient_difference > 10 * TOLERANCES["float32"].gradient
     assert where in row.gradient_parameter
 
 
 def test_a_wrong_norm_shows_in_the_update_that_it_clips(ranks):
-    row = row_with(ranks, measure_norm_doubled, "dp_shard2")
+    row = row_of(FaultyRanks(ranks, "the norm counts gradients twice"), "dp_shard2")
     assert row.gradient_difference <= TOLERANCES["float32"].gradient
     assert row.update_difference > 0.1
     assert not row.passes(TOLERANCES["float32"])
 
 
 def test_an_expert_that_learns_nothing_is_named(ranks):
-    row = row_with(ranks, measure_frozen_expert, "ep2")
+    row = row_of(FaultyRanks(ranks, "an expert is frozen"), "ep2")
     assert row.untouched_parameters == [f"layers.1.block.experts.up[{index}]" for index in (2, 6)]
     assert not row.passes(TOLERANCES["float32"])
 
 
 def test_without_a_fault_the_same_way_passes(ranks):
-    assert row_with(ranks, measuring.measure, "dp_shard4xep2").passes(TOLERANCES["float32"])
+    assert row_of(ranks, "dp_shard4xep2").passes(TOLERANCES["float32"])

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.model import Context, build_language_model
-from framework.parametrization import initialize, roles_of
+from framework.parametrization import initialize
 from framework.parametrization.roles import Role, declarations
 from framework.recipe.architecture import architecture
 from framework.recipe.parameters import parameters
 from framework.recipe.schema import Init, Model
+from tests.helpers.models import roles_of
 
 
 def on_meta(**fields):

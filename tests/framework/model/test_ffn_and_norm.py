@@ -7,8 +7,8 @@ from torch import nn
 
 from framework.model.ffn import FFN, FFNRoles
 from framework.model.norm import make_norm
-from framework.parametrization import roles_of
 from framework.parametrization.roles import Role
+from tests.helpers.models import roles_of
 
 PLAIN = {"gelu": nn.GELU(), "relu": nn.ReLU(), "relu2": lambda x: x.clamp(min=0) ** 2}
 

@@ -2,7 +2,6 @@
 
 import copy
 
-import pytest
 import torch
 
 from framework.model import build_language_model
@@ -85,6 +84,7 @@ def test_the_state_is_complete_before_the_first_step():
     assert all(state["step"] == 1 for state in optimizer.state.values())
 
 
-def test_a_rule_for_a_role_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="ffn_up"):
-        build_adamw(small_model(), Optim(relative_lr={"ffn_up": RelativeLR()}))
+def test_a_rule_may_name_a_role_that_another_rank_holds():
+    """A rank of a pipeline has some layers only."""
+    optimizer = build_adamw(small_model(), Optim(relative_lr={"ffn_up": RelativeLR(start=2.0)}))
+    assert {(group["start"], group["end"]) for group in optimizer.param_groups} == {(1.0, 1.0)}

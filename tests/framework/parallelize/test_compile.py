@@ -4,31 +4,20 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torch.distributed.tensor import DTensor
 
-from framework.model import Context, LanguageModel, build_language_model
+from framework.model import Context, LanguageModel
 from framework.parallelize.compile import apply_compile
 from framework.parallelize.data import apply_data_parallelism
 from framework.parallelize.expert import apply_expert_parallelism
 from framework.parallelize.recompute import apply_recompute
 from framework.parallelize.tensor import apply_tensor_parallelism
-from framework.parametrization import initialize
-from framework.recipe.architecture import architecture
-from framework.recipe.schema import Init, Model
 from parallel import Mesh, MeshSizes
+from tests.helpers.models import VOCAB, assert_near, gradients_of, initialized
 
-BATCH, SEQ_LEN, VOCAB = 4, 8, 40
+BATCH, SEQ_LEN = 16, 8
 LAYOUTS = {"one": MeshSizes(), "dp_shard2": MeshSizes(dp_shard=2), "tp2": MeshSizes(tp=2)}
 # Attention, dense FFN and shared experts: what is compiled, each of one kind.
 PATTERN, NUM_KINDS = "(*-)x5*E", 3
-
-
-def build(pattern: str, dtype: torch.dtype = torch.float64, **options: dict) -> LanguageModel:
-    moe = dict(num_experts=4, top_k=2, d_expert=8, num_shared_experts=1)
-    fields = dict(d_model=16, vocab_size=VOCAB, attention=dict(num_heads=2), moe=moe, mamba=dict(head_dim=8, d_state=4))
-    model = build_language_model(architecture(Model(pattern=pattern, **fields | options)))
-    initialize(model, Init(), seed=0)
-    return model.to(dtype)
 
 
 def loss_of(model: LanguageModel, batch_size: int, index: int = 0, count: int = 1, documents: bool = False) -> Tensor:
@@ -41,14 +30,7 @@ def loss_of(model: LanguageModel, batch_size: int, index: int = 0, count: int = 
 
 def gradients(model: LanguageModel, *batch: int, documents: bool = False) -> dict[str, Tensor]:
     loss_of(model, *batch, documents=documents).backward()
-    return {name.replace("_checkpoint_wrapped_module.", ""): weight.grad.full_tensor()
-            if isinstance(weight.grad, DTensor) else weight.grad for name, weight in model.named_parameters()}
-
-
-def assert_near(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-11) -> None:
-    assert got.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(got[name], gradient, rtol=tolerance, atol=tolerance / 100, msg=name)
+    return gradients_of(model)
 
 
 def train_compiled(
@@ -57,7 +39,7 @@ def train_compiled(
     """Gradients on a layout, and how many graphs were compiled for the whole model."""
     torch._dynamo.reset()
     counters.clear()
-    mesh, model = Mesh(sizes, "cpu"), build(pattern, dtype)
+    mesh, model = Mesh(sizes, "cpu"), initialized(dtype, pattern=pattern)
     apply_tensor_parallelism(model, mesh)
     apply_expert_parallelism(model, mesh, False)
     apply_recompute(model, recompute)
@@ -75,14 +57,14 @@ def test_layers_of_equal_blocks_share_one_compilation(ranks, layout, recompute):
     sizes = LAYOUTS[layout]
     got, num_graphs = ranks.run(sizes.world, train_compiled, sizes, PATTERN, recompute, timeout=300)[0]
     assert num_graphs == NUM_KINDS
-    assert_near(got, gradients(build(PATTERN), BATCH))
+    assert_near(got, gradients(initialized(pattern=PATTERN), BATCH), 1e-11)
 
 
 def test_inductor_gives_the_same_gradients(ranks):
     """In float32: for attention in float64 the inductor of PyTorch 2.11 makes code that does not run on a CPU."""
     arguments = (LAYOUTS["dp_shard2"], "*-", "selective", "inductor", torch.float32)
     got, _ = ranks.run(2, train_compiled, *arguments, timeout=300)[0]
-    assert_near(got, gradients(build("*-", torch.float32), BATCH), tolerance=1e-4)
+    assert_near(got, gradients(initialized(torch.float32, pattern="*-"), BATCH), 1e-4)
 
 
 OPTIONS = {
@@ -97,15 +79,16 @@ OPTIONS = {
 def test_blocks_compile_as_a_whole_whatever_their_options(name, documents):
     """The compiler would raise an error at the first thing that it must leave to Python."""
     torch._dynamo.reset()
-    model, reference = build("*-", **OPTIONS[name]), build("*-", **OPTIONS[name])
+    model, reference = (initialized(pattern="*-", **OPTIONS[name]) for _ in range(2))
     apply_compile(model, "aot_eager")
-    assert_near(gradients(model, BATCH, documents=documents), gradients(reference, BATCH, documents=documents))
+    expected = gradients(reference, BATCH, documents=documents)
+    assert_near(gradients(model, BATCH, documents=documents), expected, 1e-11)
 
 
 def test_other_batches_and_evaluation_compile_a_few_times_more():
     torch._dynamo.reset()
     counters.clear()
-    model = build("(*-)x2")
+    model = initialized(pattern="(*-)x2")
     apply_compile(model, "aot_eager")
     for batch_size in (4, 3, 2, 5):
         loss_of(model, batch_size).backward()
@@ -115,7 +98,7 @@ def test_other_batches_and_evaluation_compile_a_few_times_more():
 
 
 def test_mamba_and_mixtures_stay_eager():
-    model = build("*-EmM")
+    model = initialized(pattern="*-EmM")
     apply_compile(model, "aot_eager")
     compiled = [name for name, module in model.named_modules() if "forward" in module.__dict__]
     assert compiled == ["layers.0.block", "layers.1.block", "layers.2.block.shared"]

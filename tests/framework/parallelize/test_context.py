@@ -3,30 +3,24 @@
 B batch, S sequence.
 """
 
-import logging
-
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from framework.model import Context, LanguageModel, build_language_model
+from framework.model import Context
 from framework.parallelize import parallelize
 from framework.parallelize.context import apply_context_parallelism
-from framework.parametrization import initialize
-from framework.recipe.architecture import architecture
-from framework.recipe.schema import Init, Model
 from parallel import Mesh, MeshSizes, RankPool, set_gradient_sync
 from parallel.collectives import all_sum
 from parallel.context import state_passing
+from tests.helpers.models import VOCAB, assert_same_step, build, gradients_of, initialized, log_of
 
-BATCH, SEQ_LEN, VOCAB = 4, 24, 40
+BATCH, SEQ_LEN = 4, 24
 
-MOE = dict(num_experts=4, top_k=2, d_expert=8, load_balance_weight=0.1, z_loss_weight=0.01)
 MODELS = {
     # On 2 ranks key-value heads 4, 2 and 1 for 4 query heads; `D` has too few for 4 ranks.
     "attention": dict(
-        pattern="*ABC-D", attention=dict(num_heads=4),
+        pattern="*ABC-D",
         sublayers=dict(
             A=dict(kind="attention", num_kv_heads=2, qk_norm="head"),
             B=dict(kind="attention", num_kv_heads=1, window=5),
@@ -45,21 +39,9 @@ MODELS = {
                    sublayers=dict(n=dict(kind="mamba1", inner_norms=True, d_conv=2))),
     "mamba2": dict(pattern="MAM", mamba=dict(head_dim=4, d_state=4, num_groups=1, chunk_size=4),
                    sublayers=dict(A=dict(kind="mamba2", num_groups=2, d_conv=7))),
-    "hybrid": dict(pattern="M[mE]*", attention=dict(num_heads=4), moe=MOE, mamba=dict(head_dim=8, d_state=4)),
+    "hybrid": dict(pattern="M[mE]*"),
 }
 CP2, CP4 = MeshSizes(cp=2), MeshSizes(cp=4)
-
-
-def build(fields: dict) -> LanguageModel:
-    """Norms, biases and skips differ between channels, so that a wrong channel shows."""
-    model = build_language_model(architecture(Model(d_model=16, vocab_size=VOCAB, **fields)))
-    initialize(model, Init(), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model.to(torch.float64)
 
 
 def batch(documents: bool, index: int = 0, count: int = 1) -> tuple[Tensor, Tensor, Context]:
@@ -83,17 +65,10 @@ def backward(model: nn.Module, documents: bool, index: int = 0, count: int = 1) 
     return loss.detach()
 
 
-def gradients_of(model: nn.Module) -> dict[str, Tensor]:
-    def whole(gradient: Tensor) -> Tensor:
-        return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-
-    return {name.replace("_checkpoint_wrapped_module.", ""): whole(p.grad) for name, p in model.named_parameters()}
-
-
 def on_layout(sizes: MeshSizes, fields: dict, documents: bool, recompute: str = "none") -> tuple[float, dict]:
     """The loss of the whole batch and whole gradients."""
     mesh = Mesh(sizes, "cpu")
-    model = parallelize(build(fields), mesh, dtype=torch.float64, recompute=recompute)
+    model = parallelize(initialized(**fields), mesh, dtype=torch.float64, recompute=recompute)
     set_gradient_sync(model, True)
     loss = backward(model, documents, mesh.batch.get_local_rank(), mesh.batch.size())
     return all_sum(loss, mesh.loss.get_group()).item(), gradients_of(model)
@@ -106,26 +81,16 @@ def one_rank():
 
     def get(name: str, documents: bool) -> tuple[float, dict[str, Tensor]]:
         if (name, documents) not in runs:
-            model = build(MODELS[name])
+            model = initialized(**MODELS[name])
             runs[name, documents] = backward(model, documents).item(), gradients_of(model)
         return runs[name, documents]
 
     return get
 
 
-def assert_equal(got: tuple[float, dict], expected: tuple[float, dict], tolerance: float = 1e-10) -> None:
-    assert got[0] == pytest.approx(expected[0], rel=tolerance)
-    assert got[1].keys() == expected[1].keys()
-    for name, reference in expected[1].items():
-        pair = got[1][name], reference
-        for mine, theirs in zip(*pair, strict=True) if ".experts." in name else [pair]:
-            difference, scale = (mine - theirs).abs().max().item(), theirs.abs().max().item()
-            assert scale > 0 and difference <= tolerance * scale, f"{name}: {difference:.2e} of {scale:.2e}"
-
-
 def check(ranks: RankPool, one_rank, sizes: MeshSizes, name: str, documents: bool, recompute: str = "none") -> None:
     got = ranks.run(sizes.world, on_layout, sizes, MODELS[name], documents, recompute)[0]
-    assert_equal(got, one_rank(name, documents))
+    assert_same_step(got, one_rank(name, documents))
 
 
 @pytest.mark.parametrize("documents", [False, True])
@@ -163,12 +128,12 @@ def without_hand_over(*args) -> tuple[float, dict]:
 def test_the_comparison_notices_a_state_that_is_not_handed_over(ranks, one_rank, name):
     got = ranks.run(2, without_hand_over, CP2, MODELS[name], False)[0]
     with pytest.raises(AssertionError):
-        assert_equal(got, one_rank(name, False))
+        assert_same_step(got, one_rank(name, False))
 
 
 def saved_activations(sizes: MeshSizes, fields: dict, seq_len: int) -> tuple[int, set[int]]:
     """Bytes of activations that a backward waits for, and all the sizes that any dim of them has."""
-    mesh, model = Mesh(sizes, "cpu"), build(fields)
+    mesh, model = Mesh(sizes, "cpu"), initialized(**fields)
     apply_context_parallelism(model, mesh)
     weights, saved = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
@@ -194,7 +159,7 @@ def test_a_rank_keeps_a_quarter_of_the_activations(ranks, name):
 
 
 def logits(sizes: MeshSizes) -> Tensor:
-    mesh, model = Mesh(sizes, "cpu"), build(MODELS["hybrid"] | dict(pattern="M*m"))
+    mesh, model = Mesh(sizes, "cpu"), initialized(pattern="M*m")
     apply_context_parallelism(model, mesh)
     tokens_BS, _, context = batch(True)
     position_BS = torch.arange(SEQ_LEN).expand(BATCH, -1) + 3 * torch.arange(BATCH)[:, None]
@@ -208,7 +173,7 @@ def test_without_targets_come_the_logits_of_the_own_part_at_given_positions(rank
 
 
 def refusal(sizes: MeshSizes, seq_len: int) -> str:
-    model = build(dict(pattern="m", mamba=dict(d_state=4)))
+    model = build(pattern="m")
     apply_context_parallelism(model, Mesh(sizes, "cpu"))
     with pytest.raises(ValueError) as error:
         model(torch.zeros(1, seq_len, dtype=torch.long), Context())
@@ -225,16 +190,10 @@ def test_sequences_that_cannot_be_split_are_refused(ranks, sizes, seq_len, messa
 
 
 def log_lines(sizes: MeshSizes) -> list[str]:
-    lines, handler = [], logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logger = logging.getLogger("framework.parallelize.context")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    fields = dict(attention=dict(num_heads=4), mamba=dict(head_dim=8))
-    fields |= dict(sublayers=dict(A=dict(kind="attention", num_heads=1)))
-    for pattern in ("*A*Mm-", "-"):
-        apply_context_parallelism(build(dict(pattern=pattern, **fields)), Mesh(sizes, "cpu"))
-    logger.removeHandler(handler)
+    with log_of("framework.parallelize.context") as lines:
+        for pattern in ("*A*Mm-", "-"):
+            model = build(pattern=pattern, sublayers=dict(A=dict(kind="attention", num_heads=1)))
+            apply_context_parallelism(model, Mesh(sizes, "cpu"))
     return lines
 
 

@@ -7,24 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from framework.model.context import Context
-from framework.model.moe import MixtureOfExperts, TokenParts
+from framework.model.moe import TokenParts
 from framework.parallelize.expert import apply_expert_parallelism
-from framework.recipe.schema import MoE
 from parallel import Mesh, MeshSizes
 from parallel.collectives import all_sum
+from tests.helpers.mixtures import BATCH_SIZE, D_MODEL, NUM_EXPERTS, OPTIONS, SEQ_LEN, TOP_K, batch, block, run
 
-BATCH_SIZE, SEQ_LEN, D_MODEL, NUM_EXPERTS = 4, 16, 8, 8
-LOSSES = dict(load_balance_weight=0.5, z_loss_weight=0.1)
-OPTIONS = {
-    "dropless": LOSSES,
-    "capacity": LOSSES | dict(capacity_factor=0.7, router="topk_softmax"),
-    "sigmoid": LOSSES | dict(router="sigmoid", selection_bias_rate=0.1, gate_scale=2.0),
-    "expert_choice": LOSSES | dict(router="expert_choice"),
-    "expert_choice_by_position": LOSSES | dict(router="expert_choice", choice_group="position"),
-    "over_forward": LOSSES | dict(load_balance_over="forward", num_shared_experts=1, shared_expert_router=True),
-    "one_expert_for_all": dict(top_k=1, gate_scale=3.0),
-}
 LAYOUTS = {
     "cp2": MeshSizes(cp=2),
     "tp2xep2": MeshSizes(tp=2, ep=2),
@@ -38,37 +26,10 @@ LAYOUTS = {
 }
 
 
-def block(option):
-    settings = MoE(**{"num_experts": NUM_EXPERTS, "top_k": 3, "d_expert": 4, **OPTIONS[option]})
-    moe = MixtureOfExperts(D_MODEL, settings, 1e-5)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in moe.parameters():
-        nn.init.normal_(parameter, generator=generator)
-    if settings.selection_bias_rate:
-        moe.router.selection_bias_E.normal_(generator=generator)
-    if option == "one_expert_for_all":
-        nn.init.zeros_(moe.router.weight)
-    return moe.double()
-
-
-def data():
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(2, BATCH_SIZE, SEQ_LEN, D_MODEL, generator=generator, dtype=torch.float64)
-
-
 def own(x_BSD, mesh):
     """This rank's part of the sequences' tokens."""
     x_BSD = x_BSD.chunk(mesh.batch.size())[mesh.batch.get_local_rank()]
     return x_BSD.chunk(mesh.sequence.size(), 1)[mesh.sequence.get_local_rank()]
-
-
-def run(moe, x_BSD, weight_BSD):
-    """The output and the input's gradient here; statistics and the parameters' gradients, local."""
-    x_BSD = x_BSD.clone().requires_grad_()
-    y_BSD = moe(x_BSD, Context(num_sequences=BATCH_SIZE))
-    (y_BSD * weight_BSD).sum().backward()
-    gradients = {name: parameter.grad for name, parameter in moe.named_parameters()}
-    return y_BSD.detach(), x_BSD.grad, moe.take_statistics(), gradients
 
 
 def on_layout(sizes, options, deduplicate, skip=None):
@@ -87,7 +48,7 @@ def on_mesh(mesh, option, deduplicate, skip):
     if skip is not None:
         names = {"sequence", "batch", "forward"} - {skip}
         moe.token_parts = TokenParts(**{name: getattr(moe.token_parts, name) for name in names})
-    y_BSD, dx_BSD, statistics, gradients = run(moe, *(own(x_BSD, mesh) for x_BSD in data()))
+    y_BSD, dx_BSD, statistics, gradients = run(moe, *(own(x_BSD, mesh) for x_BSD in batch()))
 
     def whole(name, gradient):
         if name.startswith("experts."):
@@ -103,7 +64,7 @@ def on_mesh(mesh, option, deduplicate, skip):
 def largest_differences(ranks, sizes, options, deduplicate, skip=None):
     """By option, relative to the largest entry: over the output, statistics and gradients, experts one by one."""
     results = ranks.run(sizes.world, on_layout, sizes, options, deduplicate, skip)
-    return {option: max(difference(token_T, got[option], run(block(option), *data())) for token_T, got in results)
+    return {option: max(difference(token_T, got[option], run(block(option), *batch())) for token_T, got in results)
             for option in options}
 
 
@@ -138,10 +99,10 @@ def test_a_part_that_is_left_out_is_found_out(ranks, option, skip, layout):
 def bytes_sent(sizes, deduplicate):
     mesh, moe = Mesh(sizes, "cpu"), block("dropless")
     apply_expert_parallelism(nn.ModuleList([moe]), mesh, deduplicate)
-    x_BSD, weight_BSD = (own(x_BSD, mesh) for x_BSD in data())
-    _, _, statistics, _ = run(moe, x_BSD, weight_BSD)
+    x_BSD, dy_BSD = (own(x_BSD, mesh) for x_BSD in batch())
+    _, _, statistics, _ = run(moe, x_BSD, dy_BSD)
     with torch.no_grad():
-        index_TK = moe.router(x_BSD).topk(3).indices.flatten(0, 1)
+        index_TK = moe.router(x_BSD).topk(TOP_K).indices.flatten(0, 1)
     owner_TK = index_TK // (NUM_EXPERTS // mesh.ep.size())
     return statistics["dispatch_bytes"].item(), owner_TK
 
@@ -159,7 +120,7 @@ def test_bytes_that_leave_ranks_are_counted(ranks, deduplicate):
 
 def test_on_one_rank_nothing_is_sent():
     moe = block("dropless")
-    assert run(moe, *data())[2]["dispatch_bytes"] == 0
+    assert run(moe, *batch())[2]["dispatch_bytes"] == 0
 
 
 def refused(sizes):

@@ -1,38 +1,29 @@
 """What `parallelize` makes of a model: precision, initial values from the meta device, refusals, its log."""
 
-import logging
-
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from framework.model import Context, LanguageModel, build_language_model
+from framework.model import Context
 from framework.parallelize import parallelize
 from framework.parametrization import initialize
-from framework.recipe.architecture import architecture
-from framework.recipe.schema import Init, Model
+from framework.recipe.schema import Init
 from parallel import Mesh, MeshSizes
 from parallel.collectives import all_sum
+from tests.helpers.models import MOE, VOCAB, build, initialized, log_of
 
-FIELDS = dict(
-    pattern="*ME", d_model=16, vocab_size=40, attention=dict(num_heads=2), mamba=dict(head_dim=8, d_state=4),
-    moe=dict(num_experts=4, top_k=2, d_expert=8, load_balance_weight=0.1, num_shared_experts=1),
-)
+PATTERN = "*ME"
 LAYOUTS = {
     "one": MeshSizes(), "dp_shard2": MeshSizes(dp_shard=2), "ep2": MeshSizes(dp_shard=2, ep=2),
     "hsdp2x2xep2": MeshSizes(dp_replicate=2, dp_shard=2, ep=2), "dp_shard4": MeshSizes(dp_shard=4),
 }
 
 
-def build(**fields) -> LanguageModel:
-    return build_language_model(architecture(Model(**FIELDS | fields)))
-
-
 def loss_of(model: nn.Module, mesh: Mesh) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    tokens_BS = torch.randint(0, 40, (8, 13), generator=generator)
+    tokens_BS = torch.randint(0, VOCAB, (8, 13), generator=generator)
     tokens_BS = tokens_BS.chunk(mesh.batch.size())[mesh.batch.get_local_rank()]
     return model(tokens_BS[:, :-1], Context(num_sequences=8), tokens_BS[:, 1:]) / (8 * 12)
 
@@ -58,8 +49,7 @@ def watch_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
 
 
 def train_in(sizes: MeshSizes, dtype: torch.dtype) -> tuple[float, dict[str, Tensor], dict[str, torch.dtype]]:
-    mesh, model = Mesh(sizes, "cpu"), build()
-    initialize(model, Init(), seed=0)
+    mesh, model = Mesh(sizes, "cpu"), initialized(torch.float32, pattern=PATTERN)
     seen = watch_dtypes(model)
     parallelize(model, mesh, dtype=dtype)
     loss = loss_of(model, mesh)
@@ -88,7 +78,7 @@ def test_bfloat16_is_near_float32_and_spares_what_says_so(ranks, layout):
 
 def start_from_meta(sizes: MeshSizes, tied: bool) -> dict[str, Tensor]:
     with torch.device("meta"):
-        model = build(tie_embeddings=tied)
+        model = build(pattern=PATTERN, tie_embeddings=tied)
     parallelize(model, Mesh(sizes, "cpu"))
     model.to_empty(device="cpu")
     initialize(model, Init(), seed=3)
@@ -99,7 +89,7 @@ def start_from_meta(sizes: MeshSizes, tied: bool) -> dict[str, Tensor]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_layout_starts_from_the_same_values(ranks, layout, tied):
-    plain = build(tie_embeddings=tied)
+    plain = build(pattern=PATTERN, tie_embeddings=tied)
     initialize(plain, Init(), seed=3)
     for got in ranks.run(LAYOUTS[layout].world, start_from_meta, LAYOUTS[layout], tied):
         assert got.keys() == dict(plain.named_parameters()).keys()
@@ -110,7 +100,7 @@ def test_every_layout_starts_from_the_same_values(ranks, layout, tied):
 def refusal(sizes: MeshSizes, fields: dict) -> str:
     mesh = Mesh(sizes, "cpu")
     with pytest.raises(ValueError) as error:
-        parallelize(build(**fields), mesh)
+        parallelize(build(pattern=PATTERN, **fields), mesh)
     return str(error.value)
 
 
@@ -120,18 +110,13 @@ def test_heads_that_do_not_divide_are_refused(ranks):
 
 
 def test_experts_that_do_not_divide_are_refused(ranks):
-    moe = FIELDS["moe"] | dict(num_experts=3)
-    assert ranks.run(2, refusal, MeshSizes(dp_shard=2, ep=2), dict(moe=moe))[0] == "ep=2 must divide the 3 experts"
+    fields = dict(moe=MOE | dict(num_experts=3))
+    assert ranks.run(2, refusal, MeshSizes(dp_shard=2, ep=2), fields)[0] == "ep=2 must divide the 3 experts"
 
 
 def log_lines() -> list[str]:
-    lines, handler = [], logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logger = logging.getLogger("framework.parallelize")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    parallelize(build(), Mesh(MeshSizes(dp_shard=2, ep=2), "cpu"), dtype=torch.bfloat16)
-    logger.removeHandler(handler)
+    with log_of("framework.parallelize") as lines:
+        parallelize(build(pattern=PATTERN), Mesh(MeshSizes(dp_shard=2, ep=2), "cpu"), dtype=torch.bfloat16)
     return lines
 
 
@@ -144,8 +129,7 @@ def test_one_line_of_log_for_each_axis(ranks):
 
 def evaluate(sizes: MeshSizes) -> tuple[float, float]:
     """The loss without and with gradients: evaluation must leave training as it was."""
-    mesh, model = Mesh(sizes, "cpu"), build()
-    initialize(model, Init(), seed=0)
+    mesh, model = Mesh(sizes, "cpu"), initialized(torch.float32, pattern=PATTERN)
     parallelize(model, mesh)
     before = loss_of(model, mesh).detach()
     with torch.no_grad():

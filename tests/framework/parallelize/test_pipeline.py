@@ -6,29 +6,21 @@ Shapes: B batch, S sequence.
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
-from framework.model import Context, LanguageModel, build_language_model
+from framework.model import Context
 from framework.parallelize import parallelize
 from framework.parallelize.pipeline import LanguageModelPipeline, cut_into_stages
 from framework.parametrization import initialize
 from framework.parametrization.roles import declarations
-from framework.recipe.architecture import architecture
-from framework.recipe.schema import Init, Model
+from framework.recipe.schema import Init
 from framework.recipe.stages import stage_layers
 from parallel import Mesh, MeshSizes, gradient_norm
 from parallel.collectives import all_sum
+from tests.helpers.models import VOCAB, assert_near, build, gradients_of, sizes
 
-BATCH, SEQ_LEN, VOCAB = 16, 8, 40
+BATCH, SEQ_LEN = 16, 8
 NUM_TOKENS = BATCH * SEQ_LEN
-MOE = dict(num_experts=4, top_k=2, d_expert=8, load_balance_weight=0.1, z_loss_weight=0.01)
-FIELDS = dict(d_model=16, vocab_size=VOCAB, attention=dict(num_heads=2), ffn=dict(d_ff=32),
-              mamba=dict(head_dim=8, d_state=4), moe=MOE)
-
-
-def build(pattern: str, **fields) -> LanguageModel:
-    return build_language_model(architecture(Model(**FIELDS | dict(pattern=pattern) | fields)))
 
 
 def batch(index: int, count: int) -> tuple[Tensor, Tensor, Context]:
@@ -39,13 +31,8 @@ def batch(index: int, count: int) -> tuple[Tensor, Tensor, Context]:
     return tokens_BS[:, :-1].chunk(count)[index], tokens_BS[:, 1:].chunk(count)[index], context
 
 
-def whole(model: nn.Module) -> dict[str, Tensor]:
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return {name: (g.full_tensor() if isinstance(g, DTensor) else g).clone() for name, g in gradients.items()}
-
-
-def on_one_rank(pattern: str, **fields) -> tuple[float, float, dict[str, Tensor]]:
-    model = build(pattern, **fields)
+def on_one_rank(**fields) -> tuple[float, float, dict[str, Tensor]]:
+    model = build(**fields)
     initialize(model, Init(), seed=0)
     model.double()
     tokens_BS, targets_BS, context = batch(0, 1)
@@ -54,14 +41,13 @@ def on_one_rank(pattern: str, **fields) -> tuple[float, float, dict[str, Tensor]
     model.train()
     loss = model(tokens_BS, context, targets_BS) / NUM_TOKENS
     loss.backward()
-    return loss.item(), evaluated, whole(model)
+    return loss.item(), evaluated, gradients_of(model)
 
 
-def on_pipeline(sizes: MeshSizes, schedule: str, per_rank: int, num_micro_batches: int, pattern: str, fields: dict,
+def on_pipeline(degrees: MeshSizes, schedule: str, per_rank: int, num_micro_batches: int, fields: dict,
                 recompute: str = "none"):
-    mesh, model = Mesh(sizes, "cpu"), build(pattern, **fields).double()
-    num_stages = per_rank * sizes.pp
-    stages = stage_layers(architecture(Model(**FIELDS | dict(pattern=pattern) | fields)), SEQ_LEN, num_stages)
+    mesh, model = Mesh(degrees, "cpu"), build(**fields).double()
+    stages = stage_layers(sizes(**fields), SEQ_LEN, per_rank * degrees.pp)
     parallelize(model, mesh, dtype=torch.float64, stages=stages, recompute=recompute)
     model.to_empty(device="cpu")
     initialize(model, Init(), seed=0)
@@ -77,7 +63,7 @@ def on_pipeline(sizes: MeshSizes, schedule: str, per_rank: int, num_micro_batche
         loss = pipeline.train(tokens_BS, context, targets_BS, num_micro_batches, NUM_TOKENS)
     norm = gradient_norm(pipeline.counted_parameters(), mesh)
     loss = all_sum(loss, dist.group.WORLD).item()
-    return loss / sizes.tp, evaluated / sizes.tp, norm.item(), pipeline.bubble_share, whole(model)
+    return loss / degrees.tp, evaluated / degrees.tp, norm.item(), gradients_of(model)
 
 
 CASES = {
@@ -103,48 +89,37 @@ CASES = {
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_a_pipeline_equals_one_rank_in_float64(ranks, case, tied):
-    sizes, schedule, per_rank, num_micro_batches, pattern = CASES[case]
-    fields = dict(tie_embeddings=tied)
-    loss, evaluated, expected = on_one_rank(pattern.replace("|", ""), **fields)
-    results = ranks.run(sizes.world, on_pipeline, sizes, schedule, per_rank, num_micro_batches, pattern, fields)
+    degrees, *arguments, pattern = CASES[case]
+    loss, evaluated, expected = on_one_rank(pattern=pattern.replace("|", ""), tie_embeddings=tied)
+    fields = dict(pattern=pattern, tie_embeddings=tied)
+    results = ranks.run(degrees.world, on_pipeline, degrees, *arguments, fields)
     norm = torch.stack([g.square().sum() for g in expected.values()]).sum().sqrt().item()
     seen = set()
-    for got_loss, got_evaluated, got_norm, _, gradients in results:
+    for got_loss, got_evaluated, got_norm, gradients in results:
         assert got_loss == pytest.approx(loss, rel=1e-12)
         assert got_evaluated == pytest.approx(evaluated, rel=1e-12)
         assert got_norm == pytest.approx(norm, rel=1e-10)
         seen |= set(gradients)
-        for name, gradient in gradients.items():
-            assert_near(name, gradient, expected[name])
+        assert_near(gradients, {name: expected[name] for name in gradients})
     assert seen == set(expected)
-
-
-def assert_near(name: str, got: Tensor, expected: Tensor) -> None:
-    pairs = zip(got, expected, strict=True) if ".experts." in name else [(got, expected)]
-    for index, (mine, reference) in enumerate(pairs):
-        assert reference.any(), f"{name} learns nothing, so nothing is compared"
-        error = (mine - reference).norm() / reference.norm()
-        assert error < 1e-10, f"{name} [{index}]: {error:.1e}"
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zero_bubble"])
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_a_pipeline_recomputes(ranks, schedule, recompute):
-    pattern = "*E*E"
-    loss, _, expected = on_one_rank(pattern)
-    results = ranks.run(2, on_pipeline, MeshSizes(pp=2), schedule, 1, 4, pattern, {}, recompute)
+    fields = dict(pattern="*E*E")
+    loss, _, expected = on_one_rank(**fields)
+    results = ranks.run(2, on_pipeline, MeshSizes(pp=2), schedule, 1, 4, fields, recompute)
     for got_loss, *_, gradients in results:
         assert got_loss == pytest.approx(loss, rel=1e-12)
-        for name, gradient in gradients.items():
-            name = name.replace("_checkpoint_wrapped_module.", "")
-            assert_near(name, gradient, expected[name])
+        assert_near(gradients, {name: expected[name] for name in gradients})
 
 
-def held(pattern: str, tied: bool, num_stages: int) -> dict[str, tuple]:
+def held(fields: dict, num_stages: int) -> dict[str, tuple]:
     """What a rank of two holds, after the cut."""
     with torch.device("meta"):
-        model = build(pattern, tie_embeddings=tied)
-    stages = stage_layers(architecture(Model(**FIELDS | dict(pattern=pattern))), SEQ_LEN, num_stages)
+        model = build(**fields)
+    stages = stage_layers(sizes(**fields), SEQ_LEN, num_stages)
     cut_into_stages(model, Mesh(MeshSizes(pp=2), "cpu"), stages)
     assert model.num_residual_branches == len(stages[-1]) + stages[-1].start
     return {name: (declared.role, declared.fan_in) for name, _, _, declared in declarations(model)}
@@ -152,9 +127,9 @@ def held(pattern: str, tied: bool, num_stages: int) -> dict[str, tuple]:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_names_and_declarations_are_those_of_the_whole_model(ranks, tied):
-    first, last = ranks.run(2, held, "*E*E", tied, 4)
-    whole = build("*E*E", tie_embeddings=tied)
-    expected = {name: (declared.role, declared.fan_in) for name, _, _, declared in declarations(whole)}
+    fields = dict(pattern="*E*E", tie_embeddings=tied)
+    first, last = ranks.run(2, held, fields, 4)
+    expected = {name: (declared.role, declared.fan_in) for name, _, _, declared in declarations(build(**fields))}
     assert first | last == expected
     assert set(first) & set(last) == ({"embedding.weight"} if tied else set())
     assert {name.split(".")[1] for name in first if name.startswith("layers.")} == {"0", "2"}

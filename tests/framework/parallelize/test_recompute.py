@@ -5,25 +5,21 @@ from collections import Counter
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from framework.model import Context, LanguageModel, build_language_model
+from framework.model import Context
 from framework.parallelize import parallelize
 from framework.parallelize.recompute import apply_recompute
-from framework.parametrization import initialize
-from framework.recipe.architecture import architecture
-from framework.recipe.schema import Init, Model
 from framework.training.checkpoint.state import model_tensors
 from framework.training.statistics import ExpertStatistics, layer_name
 from parallel import Mesh, MeshSizes, set_gradient_sync
+from tests.helpers.models import MOE, SMALL, VOCAB, gradients_of, initialized
 
-BATCH, SEQ_LEN, VOCAB = 8, 12, 40
-MOE = dict(num_experts=4, top_k=2, d_expert=8, load_balance_weight=0.1, z_loss_weight=0.01, num_shared_experts=1)
-HEADS, MAMBA = dict(num_heads=2), dict(head_dim=8, d_state=4)
+BATCH, SEQ_LEN = 8, 12
+HEADS, MAMBA = SMALL["attention"], SMALL["mamba"]
 PATTERNS = {"attention": "**", "ffn": "--", "moe": "EE", "mamba1": "mm", "mamba2": "MM", "branches": "[mE]*"}
 OPTIONS = {
     "qk_norm_head": dict(pattern="*", attention=HEADS | dict(qk_norm="head", qkv_bias=True, window=4)),
@@ -70,13 +66,6 @@ class Operations(TorchDispatchMode):
         return sum(self.counts[name] for name in names)
 
 
-def build(pattern: str, **options: dict) -> LanguageModel:
-    fields = dict(d_model=16, vocab_size=VOCAB, attention=HEADS, moe=MOE, mamba=MAMBA)
-    model = build_language_model(architecture(Model(pattern=pattern, **fields | options)))
-    initialize(model, Init(), seed=0)
-    return model.double()
-
-
 def loss_of(model: nn.Module, micro_batch: int, index: int = 0, count: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(micro_batch)
     tokens_BS = torch.randint(0, VOCAB, (BATCH, SEQ_LEN + 1), generator=generator).chunk(count)[index]
@@ -91,17 +80,11 @@ def train(model: nn.Module, index: int = 0, count: int = 1) -> dict[str, Tensor]
         loss = loss_of(model, micro_batch, index, count)
         loss.backward()
         results[f"loss {micro_batch}"] = loss.detach()
-    for name, parameter in model.named_parameters():
-        gradient = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-        results[f"gradient {plain(name)}"] = gradient
+    results |= {f"gradient {name}": gradient for name, gradient in gradients_of(model).items()}
     for name, module in model.named_modules():
         if type(module).__name__ == "MixtureOfExperts":
             results |= {f"{layer_name(name)} {field}": value for field, value in module.take_statistics().items()}
     return results
-
-
-def plain(name: str) -> str:
-    return name.replace("_checkpoint_wrapped_module.", "")
 
 
 def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -114,14 +97,14 @@ def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("fields", [dict(pattern=pattern) for pattern in PATTERNS.values()] + list(OPTIONS.values()),
                          ids=[*PATTERNS, *OPTIONS])
 def test_every_block_gives_the_same_bits(fields, kind):
-    model, reference = build(**fields), build(**fields)
+    model, reference = initialized(**fields), initialized(**fields)
     apply_recompute(model, kind)
     assert_same(train(model), train(reference))
 
 
 def test_counts_do_not_rest_on_the_repetition_ending_early():
     """PyTorch ends it at the last tensor that the backward needs, which stands before the counting, now."""
-    model, reference = build("E"), build("E")
+    model, reference = initialized(pattern="E"), initialized(pattern="E")
     apply_recompute(model, "full")
     with set_checkpoint_early_stop(False):
         assert_same(train(model), train(reference))
@@ -132,7 +115,7 @@ def work_of(pattern: str, kind: str) -> tuple[int, int]:
 
     Not counted are products that are written into given tensors: those of experts on a CPU.
     """
-    model = build(pattern)
+    model = initialized(pattern=pattern)
     apply_recompute(model, kind)
     with Operations() as forward:
         loss = loss_of(model, 0)
@@ -152,7 +135,7 @@ def test_full_keeps_least_and_selective_takes_no_product_twice(block):
 
 
 def test_names_are_those_of_the_plain_model():
-    model, reference = build("[mE]*"), build("[mE]*")
+    model, reference = initialized(pattern="[mE]*"), initialized(pattern="[mE]*")
     apply_recompute(model, "full")
     assert model_tensors(model).keys() == model_tensors(reference).keys()
     assert ExpertStatistics(model).layers.keys() == ExpertStatistics(reference).layers.keys() != set()
@@ -164,7 +147,7 @@ def train_each_way(sizes: MeshSizes) -> list[tuple[dict[str, Tensor], int]]:
     results = []
     for kind in ("none", "selective", "full"):
         mesh = Mesh(sizes, "cpu")
-        model = parallelize(build("[mE]*-M"), mesh, dtype=torch.float64, recompute=kind)
+        model = parallelize(initialized(pattern="[mE]*-M"), mesh, dtype=torch.float64, recompute=kind)
         with Operations() as operations:
             got = train(model, mesh.batch.get_local_rank(), mesh.batch.size())
         results.append((got, operations.num(*EXCHANGES)))

@@ -3,31 +3,27 @@
 Shapes: B batch, S sequence, V vocabulary.
 """
 
-import logging
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.tensor import DTensor
 
-from framework.model import Context, LanguageModel, build_language_model
+from framework.model import Context, LanguageModel
 from framework.parallelize.data import apply_data_parallelism
 from framework.parallelize.expert import apply_expert_parallelism
 from framework.parallelize.tensor import apply_tensor_parallelism
 from framework.parametrization import initialize
-from framework.recipe.architecture import architecture
-from framework.recipe.schema import Init, Model
+from framework.recipe.schema import Init
 from parallel import Mesh, MeshSizes, set_gradient_sync
 from parallel.collectives import all_sum
+from tests.helpers.models import MOE, VOCAB, assert_same_step, build, gradients_of, initialized, log_of, whole
 
-BATCH, SEQ_LEN, VOCAB = 4, 8, 43
+BATCH, SEQ_LEN = 4, 8
 
-MOE = dict(num_experts=8, top_k=2, d_expert=8, load_balance_weight=0.1, z_loss_weight=0.01, num_shared_experts=1)
 MODELS = {
     # Key-value heads 4, 2, 1, and 3 whose groups of 4 query heads start and end within ranks.
     "attention": dict(
-        pattern="*ABC-D", ffn=dict(activation="gelu"), attention=dict(num_heads=4),
+        pattern="*ABC-D", ffn=dict(activation="gelu"),
         multipliers=dict(logits=0.5, embedding=2.0),
         sublayers=dict(
             A=dict(kind="attention", num_kv_heads=2, qk_norm="head", qkv_bias=True),
@@ -38,7 +34,7 @@ MODELS = {
     ),
     "moe": dict(pattern="*E-F", tie_embeddings=True, norm="layernorm", moe=MOE | dict(shared_expert_router=True),
                 sublayers=dict(F=dict(kind="moe", output_norm=True, load_balance_over="forward", activation="gelu"))),
-    "mamba1": dict(pattern="mn", mamba=dict(d_state=4), sublayers=dict(n=dict(kind="mamba1", inner_norms=True))),
+    "mamba1": dict(pattern="mn", sublayers=dict(n=dict(kind="mamba1", inner_norms=True))),
     # Groups 1, 2, 4, and 3 that ranks of 12 heads hold parts of.
     "mamba2": dict(
         pattern="MABC", mamba=dict(head_dim=4, d_state=4, num_groups=1),
@@ -47,7 +43,7 @@ MODELS = {
             C=dict(kind="mamba2", num_groups=3, expand=3.0),
         ),
     ),
-    "branches": dict(pattern="[mE]*", tie_embeddings=True, moe=MOE, mamba=dict(d_state=4)),
+    "branches": dict(pattern="[mE]*", tie_embeddings=True),
 }
 TP2, TP4 = MeshSizes(tp=2), MeshSizes(tp=4)
 MIXED = [
@@ -55,23 +51,6 @@ MIXED = [
     (MeshSizes(dp_shard=2, tp=2), "mamba1"), (MeshSizes(dp_replicate=2, tp=2), "branches"),
     (MeshSizes(tp=2, ep=2), "moe"), (MeshSizes(dp_shard=2, tp=2, ep=4), "moe"),
 ]
-
-
-def build(fields: dict) -> LanguageModel:
-    sizes = dict(d_model=16, vocab_size=VOCAB) | ({} if "attention" in fields else dict(attention=dict(num_heads=4)))
-    return build_language_model(architecture(Model(**sizes, **fields)))
-
-
-def initialized(fields: dict, dtype: torch.dtype) -> LanguageModel:
-    """Norms, biases and skips differ between channels, so that a wrong channel shows."""
-    model = build(fields)
-    initialize(model, Init(), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model.to(dtype)
 
 
 def batch(index: int, count: int) -> tuple[Tensor, Tensor, Context]:
@@ -96,14 +75,6 @@ def backward(model: nn.Module, index: int = 0, count: int = 1) -> float:
     return loss.item()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
-
-
-def gradients_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name.replace("_checkpoint_wrapped_module.", ""): whole(p.grad) for name, p in model.named_parameters()}
-
-
 def no_gradient_is_partial(model: nn.Module) -> bool:
     """An optimizer reads the local gradient: a term of a sum would be used as if it were the sum."""
     return not any(place.is_partial() for p in model.parameters() for place in p.grad.placements)
@@ -121,7 +92,7 @@ def split(model: LanguageModel, mesh: Mesh, dtype: torch.dtype = torch.float64, 
 def on_layout(sizes: MeshSizes, fields: dict, dtype: torch.dtype, recompute: bool = False) -> tuple[float, dict]:
     """This rank's number for the loss of the whole batch, and whole gradients."""
     mesh = Mesh(sizes, "cpu")
-    model = initialized(fields, torch.float32 if dtype == torch.bfloat16 else dtype)
+    model = initialized(torch.float32 if dtype == torch.bfloat16 else dtype, **fields)
     split(model, mesh, dtype, recompute)
     loss = torch.tensor(backward(model, mesh.batch.get_local_rank(), mesh.batch.size()), dtype=torch.float64)
     assert no_gradient_is_partial(model)
@@ -135,23 +106,17 @@ def one_rank():
 
     def get(name: str) -> tuple[float, dict[str, Tensor]]:
         if name not in runs:
-            model = initialized(MODELS[name], torch.float64)
+            model = initialized(**MODELS[name])
             runs[name] = backward(model), gradients_of(model)
         return runs[name]
 
     return get
 
 
-def check(results: list, expected: tuple[float, dict], tolerance: float = 1e-10) -> None:
-    """Every rank knows the same loss and, put together, the same gradients; stacks are compared expert by expert."""
-    for loss, gradients in results:
-        assert loss == pytest.approx(expected[0], rel=tolerance)
-        assert gradients.keys() == expected[1].keys()
-        for name, reference in expected[1].items():
-            pair = gradients[name], reference
-            for mine, theirs in zip(*pair, strict=True) if ".experts." in name else [pair]:
-                difference, scale = (mine - theirs).abs().max().item(), theirs.abs().max().item()
-                assert scale > 0 and difference <= tolerance * scale, f"{name}: {difference:.2e} of {scale:.2e}"
+def check(results: list, expected: tuple[float, dict]) -> None:
+    """Every rank knows the same loss and, put together, the same gradients."""
+    for got in results:
+        assert_same_step(got, expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -182,7 +147,7 @@ def test_bfloat16_is_as_near_as_on_one_rank(ranks, one_rank, name):
 
 
 def in_micro_batches(sizes: MeshSizes, fields: dict) -> tuple[float, dict]:
-    mesh, model, losses = Mesh(sizes, "cpu"), initialized(fields, torch.float64), []
+    mesh, model, losses = Mesh(sizes, "cpu"), initialized(**fields), []
     split(model, mesh)
     for index in range(2):
         set_gradient_sync(model, index == 1)
@@ -195,7 +160,7 @@ def test_micro_batches_change_nothing(ranks, one_rank):
 
 
 def evaluate(sizes: MeshSizes, fields: dict) -> tuple[Tensor, Tensor]:
-    model = initialized(fields, torch.float64).eval()
+    model = initialized(**fields).eval()
     if sizes.world > 1:
         split(model, Mesh(sizes, "cpu"))
     tokens_BS, targets_BS, context = batch(0, 1)
@@ -213,7 +178,7 @@ def test_logits_are_whole_on_every_rank(ranks):
 
 def start_from_meta(sizes: MeshSizes, fields: dict) -> dict[str, Tensor]:
     with torch.device("meta"):
-        model = build(fields)
+        model = build(**fields)
     split(model, Mesh(sizes, "cpu"), torch.float32)
     model.to_empty(device="cpu")
     initialize(model, Init(), seed=3)
@@ -225,7 +190,7 @@ def start_from_meta(sizes: MeshSizes, fields: dict) -> dict[str, Tensor]:
     (MeshSizes(dp_shard=2, tp=2), "mamba1"), (MeshSizes(dp_replicate=2, tp=2), "attention"),
 ])
 def test_every_layout_starts_from_the_same_values(ranks, sizes, name):
-    plain = build(MODELS[name])
+    plain = build(**MODELS[name])
     initialize(plain, Init(), seed=3)
     for got in ranks.run(sizes.world, start_from_meta, sizes, MODELS[name]):
         assert got.keys() == dict(plain.named_parameters()).keys()
@@ -234,7 +199,7 @@ def test_every_layout_starts_from_the_same_values(ranks, sizes, name):
 
 
 def local_numbers(fields: dict) -> dict[str, int]:
-    model = build(fields)
+    model = build(**fields)
     apply_tensor_parallelism(model, Mesh(TP4, "cpu"))
     return {name: parameter.to_local().numel() for name, parameter in model.named_parameters()}
 
@@ -246,7 +211,7 @@ def test_a_rank_holds_its_part_of_every_large_parameter(ranks):
                                                        "conv_C.weight", "conv_C.bias")}
     kept_whole |= {f"layers.{layer}.norm.weight" for layer in range(4)}
     kept_whole |= {"layers.3.block.k.weight", "layers.3.block.v.weight", "final_norm.weight"}
-    sizes = {name: parameter.numel() for name, parameter in build(fields).named_parameters()}
+    sizes = {name: parameter.numel() for name, parameter in build(**fields).named_parameters()}
     for rank, numbers in enumerate(ranks.run(4, local_numbers, fields)):
         for name, number in numbers.items():
             vocabulary = (11, 11, 11, 10)[rank] * 16
@@ -256,7 +221,7 @@ def test_a_rank_holds_its_part_of_every_large_parameter(ranks):
 
 def refusal(fields: dict) -> str:
     with pytest.raises(ValueError) as error:
-        apply_tensor_parallelism(build(fields), Mesh(TP4, "cpu"))
+        apply_tensor_parallelism(build(**fields), Mesh(TP4, "cpu"))
     return str(error.value)
 
 
@@ -272,7 +237,7 @@ def test_sizes_that_do_not_divide_are_refused(ranks, fields, message):
 
 
 def forward_of(num_tokens: int) -> str:
-    model = build(dict(pattern="-"))
+    model = build(pattern="-")
     initialize(model, Init(), seed=0)
     split(model, Mesh(TP2, "cpu"), torch.float32)
     with pytest.raises(ValueError) as error:
@@ -286,15 +251,10 @@ def test_a_sequence_that_does_not_divide_is_refused(ranks):
 
 def stage(sizes: MeshSizes) -> tuple[tuple[int, ...], list[str]]:
     """A middle stage of a pipeline, without embedding, final norm and unembedding."""
-    lines, handler = [], logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logger = logging.getLogger("framework.parallelize.tensor")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    model = initialized(dict(pattern="*-"), torch.float64)
+    model = initialized(pattern="*-")
     model.embedding = model.final_norm = model.unembedding = None
-    apply_tensor_parallelism(model, Mesh(sizes, "cpu"))
-    logger.removeHandler(handler)
+    with log_of("framework.parallelize.tensor") as lines:
+        apply_tensor_parallelism(model, Mesh(sizes, "cpu"))
     x_BSD = torch.ones(2, 3, 16, dtype=torch.float64)
     for layer in model.layers.values():
         x_BSD = layer(x_BSD, Context())

@@ -7,9 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.parametrization.roles import FAMILIES, Role
+from framework.parametrization.roles import Role
 from framework.recipe import RecipeError, architecture, dump, load_recipe, parameters, recipe_names, require_runnable
-from framework.recipe.check import FAMILIES as RECIPE_FAMILIES
 from framework.recipe.schema import Model, MoE
 from framework.recipe.settle import settle_moe
 
@@ -181,7 +180,6 @@ def test_roles_are_those_of_the_models():
         moe={"num_experts": 4, "num_shared_experts": 1, "shared_expert_router": True},
     )
     assert {row.role for row in parameters(architecture(everything))} == {str(role) for role in Role} - {"mixing"}
-    assert set(RECIPE_FAMILIES) == set(FAMILIES)
 
 
 def test_null_empties_a_mapping_that_a_base_filled(write):

@@ -92,8 +92,6 @@ def test_a_model_that_cannot_be_split_is_the_users_mistake(recipe, monkeypatch):
     monkeypatch.setattr(setup, "parallelize", refuse)
     with pytest.raises(UserError, match="ep=3"):
         setup.build_model(recipe(), None, torch.device("cpu"))
-    with pytest.raises(UserError, match="ep=3"):
-        mesh_sizes(SimpleNamespace(dp_replicate=1, dp_shard=2, cp=1, tp=1, pp=1, ep=3))
 
 
 def test_a_forward_is_a_micro_batch_or_a_ranks_share(recipe):

@@ -9,47 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-RECIPE = {
-    "model": {"pattern": "(*E)x2", "d_model": 32, "vocab_size": 384, "attention": {"num_heads": 2},
-              "ffn": {"multiplier": 2},
-              "moe": {"expansion_rate": 4, "granularity": 2, "load_balance_weight": 0.01, "z_loss_weight": 0.001}},
-    "data": {"corpus": "corpus", "seq_len": 16, "batch_size": 8, "validation_fraction": 0.2},
-    "optim": {"lr": 1e-2, "warmup_steps": 2, "relative_lr": {"router": {"start": 0.5, "end": 2.0}}},
-    "training": {"steps": 8, "eval_every": 4}, "checkpoint": {"every": 2},
-}
-
-
-def write_recipe(folder: Path) -> Path:
-    """A corpus of text files and a recipe for it; returns the recipe's file."""
-    (folder / "corpus").mkdir()
-    text = Path(torch.__file__).with_name("functional.py").read_text()
-    for number in range(20):
-        (folder / "corpus" / f"{number}.txt").write_text(text[3000 * number : 3000 * (number + 1)])
-    recipe = RECIPE | {"data": RECIPE["data"] | {"corpus": str(folder / "corpus")}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return folder / "recipe.yaml"
-
-
-def train_on_rank(recipe: Path, path: Path, overrides: list[str], resume: bool = False, before=None) -> int:
-    """What `upmix train` does on a rank that has joined; `before` is a change to make first: (function, *args)."""
-    from framework.recipe import load_recipe
-    from framework.training import train
-
-    os.environ["UPMIX_DATA"] = str(recipe.parent / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        if before is not None:
-            before[0](patch, *before[1:])
-        return train(load_recipe(str(recipe), overrides), path, resume, torch.device("cpu"))
-
-
-def rows(path: Path, kind: str = "train") -> list[dict]:
-    """Rows of a kind, without what a clock, the machine or the layout decides."""
-    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    measured = ("tokens_per_second", "model_flops_per_second", "memory_bytes", "dispatch_bytes")
-    return [{name: value for name, value in row.items() if name not in measured} for row in found
-            if row["kind"] == kind]
+from tests.helpers.runs import Whole, cut, poison, rows, run, train_on_rank, write_recipe
 
 
 def state(path: Path, step: int) -> dict[str, torch.Tensor]:
@@ -98,46 +59,16 @@ def signal_at(patch, step: int, rank: int, number: int) -> None:
     patch.setattr(Trainer, "_forward_backward", signalled)
 
 
-def poison(patch, steps: list[int], name: str, rank: int) -> None:
-    """A NaN in one gradient on one rank in some steps."""
-    from framework.training.trainer import Trainer
-
-    original = Trainer._forward_backward
-
-    def poisoned(self, current):
-        loss = original(self, current)
-        if current in steps and torch.distributed.get_rank() == rank:
-            self.model.get_parameter(name).grad.to_local().view(-1)[0] = float("nan")
-        return loss
-
-    patch.setattr(Trainer, "_forward_backward", poisoned)
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """The recipe's file; its corpus is prepared by the first run."""
-    return write_recipe(tmp_path_factory.mktemp("tiny"))
+    return write_recipe(tmp_path_factory.mktemp("tiny"), training={"steps": 8, "eval_every": 4})
 
 
 @pytest.fixture(scope="module")
 def whole(ranks, recipe):
     """Undisturbed runs by layout, each made once."""
-    made = {}
-
-    def make(*overrides: str) -> Path:
-        if overrides not in made:
-            made[overrides] = recipe.parent / "whole" / str(len(made))
-            run(ranks, recipe, made[overrides], *overrides)
-        return made[overrides]
-
-    return make
-
-
-def run(ranks, recipe, path, *overrides, **options) -> int:
-    """Train on as many ranks as the overrides' dp_shard asks for; the exit code, which all ranks agree on."""
-    degrees = [int(each.split("=")[1]) for each in overrides if each.startswith("parallel.dp_")]
-    code, = set(ranks.run(math.prod(degrees), train_on_rank, recipe, path, list(overrides), *options.values()))
-    return code
+    return Whole(ranks, recipe)
 
 
 TWO = ("parallel.dp_shard=2", "parallel.ep=2")
@@ -192,7 +123,7 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(ranks, recipe, wh
 
     overrides = (*TWO, "checkpoint.keep_last=2")
     with pytest.raises(RankError, match="without a word|Connection|peer"):
-        run(ranks, recipe, tmp_path / "cut", *overrides, resume=False, before=(die_at, *KILLS[moment]))
+        run(ranks, recipe, tmp_path / "cut", *overrides, before=(die_at, *KILLS[moment]))
     assert not (tmp_path / "cut" / "DONE").exists()
     assert run(ranks, recipe, tmp_path / "cut", *overrides, resume=True) == 0
     assert_same(tmp_path / "cut", whole(*TWO))
@@ -212,19 +143,16 @@ def test_killed_after_the_last_save_only_the_end_is_made_good(ranks, recipe, who
     ((), ("parallel.dp_replicate=2", "parallel.dp_shard=2", "parallel.ep=2")),
 ])
 def test_a_resume_on_another_layout_goes_on_alike(ranks, recipe, whole, tmp_path, first, then):
-    shutil.copytree(whole(*first), tmp_path / "moved")
-    (tmp_path / "moved" / "DONE").unlink()
-    for step in (6, 8):
-        shutil.rmtree(tmp_path / "moved" / "checkpoints" / f"step_{step}")
-    assert run(ranks, recipe, tmp_path / "moved", *then, resume=True) == 0
-    for ours, theirs in zip(rows(tmp_path / "moved"), rows(whole(*first)), strict=True):
+    path = cut(whole(*first), tmp_path / "moved", 4)
+    assert run(ranks, recipe, path, *then, resume=True) == 0
+    for ours, theirs in zip(rows(path), rows(whole(*first)), strict=True):
         assert ours.pop("kind") == theirs.pop("kind")
         assert ours == (pytest.approx(theirs, rel=2e-4) if ours["step"] > 4 else theirs)
 
 
 def test_a_stop_signal_to_one_rank_ends_all_with_a_checkpoint(ranks, recipe, whole, tmp_path):
     path, number = tmp_path / "stopped", signal.SIGUSR1
-    assert run(ranks, recipe, path, *TWO, resume=False, before=(signal_at, 3, 1, number)) == 128 + number
+    assert run(ranks, recipe, path, *TWO, before=(signal_at, 3, 1, number)) == 128 + number
     assert [row["step"] for row in rows(path)] == [1, 2, 3]
     assert (path / "checkpoints" / "step_3" / "manifest.json").exists() and not (path / "DONE").exists()
     assert run(ranks, recipe, path, *TWO, resume=True) == 0
@@ -242,7 +170,7 @@ def signal_in_last_save(patch, number: int) -> None:
 def test_a_signal_during_the_last_save_does_not_lose_it(ranks, recipe, tmp_path):
     path = tmp_path / "signalled"
     before = (signal_in_last_save, signal.SIGTERM)
-    assert run(ranks, recipe, path, "training.steps=1", resume=False, before=before) == 0
+    assert run(ranks, recipe, path, "training.steps=1", before=before) == 0
     assert (path / "checkpoints" / "step_1" / "manifest.json").exists() and (path / "DONE").exists()
 
 
@@ -264,7 +192,7 @@ BAD = "layers.1.block.experts.up"
 
 def test_a_step_with_a_bad_gradient_is_skipped_and_counted(ranks, recipe, whole, tmp_path):
     path = tmp_path / "poisoned"
-    assert run(ranks, recipe, path, *TWO, "checkpoint.every=1", resume=False, before=(poison, [3, 5], BAD, 1)) == 0
+    assert run(ranks, recipe, path, *TWO, "checkpoint.every=1", before=(poison, [3, 5], BAD, 1)) == 0
     assert [row["skipped_steps"] for row in rows(path)] == [0, 0, 1, 1, 2, 2, 2, 2]
     assert [row["grad_norm"] is None for row in rows(path)] == [step in (3, 5) for step in range(1, 9)]
     before, after = state(path, 2), state(path, 3)
@@ -327,7 +255,7 @@ def test_a_wrong_number_of_ranks_is_one_line(ranks, recipe, tmp_path):
     from parallel.pool import RankError
 
     with pytest.raises(RankError, match="UserError: 1 ranks were started; allowed: 2, which the recipe's layout needs"):
-        ranks.run(1, train_on_rank, recipe, tmp_path / "a", [*TWO])
+        ranks.run(1, train_on_rank, recipe, tmp_path / "a", TWO, False, None)
     assert not (tmp_path / "a").exists()
 
 

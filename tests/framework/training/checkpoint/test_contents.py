@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from framework.errors import UserError
-from framework.training.checkpoint import Checkpointer, checkpoint_folder, consolidate, stored_tensors
+from framework.training.checkpoint import Checkpointer, checkpoint_folder, consolidate, contents, stored_tensors
 from framework.training.peers import Peers
 from parallel import Mesh, MeshSizes
 
@@ -48,3 +48,15 @@ def test_weights_come_out_whole_in_files_of_bounded_size(saved, tmp_path):
     assert index["weight_map"]["b.weight"] == paths[1].name and index["metadata"]["total_size"] == 16 * 11
     with pytest.raises(UserError, match="allowed: a new folder"):
         consolidate(saved, out)
+
+
+def test_what_cannot_be_finished_leaves_nothing(saved, tmp_path, monkeypatch):
+    def write_a_little_and_fail(tensors, path, **options):
+        path.write_bytes(b"0")
+        raise OSError("disk full")
+
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(contents, "save_file", write_a_little_and_fail)
+    with pytest.raises(OSError, match="disk full"):
+        consolidate(saved, tmp_path / "whole")
+    assert sorted(tmp_path.iterdir()) == before

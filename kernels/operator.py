@@ -1,0 +1,43 @@
+"""Triton's bodies as operators of PyTorch, so that its compiler and meta tensors take them as one step."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import library
+
+_opened = False
+
+
+class Operator:
+    """`upmix::NAME`: what runs on tensors, and `fake`, which makes empty results of the same shapes, dtypes and device.
+
+    Both take the same arguments, annotated as torch's custom operators want it; results are fresh tensors. Not
+    differentiable: a torch.autograd.Function calls one operator forward and another backward.
+    """
+
+    def __init__(
+        self, name: str, run: Callable[..., Any], fake: Callable[..., Any], mutates: tuple[str, ...] = ()
+    ) -> None:
+        self.run = run
+        self.operator = library.custom_op(f"upmix::{name}", run, mutates_args=mutates)
+        self.operator.register_fake(fake)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.run(*arguments) if _opened else self.operator(*arguments)
+
+
+def operator(name: str, fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Callable], Operator]:
+    """Decorates what runs on tensors; see `Operator`."""
+    return lambda run: Operator(name, run, fake, mutates)
+
+
+@contextmanager
+def opened() -> Iterator[None]:
+    """Within it operators run their bodies on whatever tensors they get, meta tensors too: launches can be seen."""
+    global _opened
+    _opened = True
+    try:
+        yield
+    finally:
+        _opened = False
