@@ -1,12 +1,12 @@
 """Functions of local tensors. Knows no model and no process group."""
 
-from kernels.convolution import causal_convolution
 from kernels.cross_entropy import linear_cross_entropy
-from kernels.experts import expert_ffn
+from kernels.moe.experts import expert_ffn
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotate_halves
-from kernels.selective_scan import selective_scan, selective_step
-from kernels.ssd import ssd, ssd_step
+from kernels.ssm.convolution import causal_convolution
+from kernels.ssm.selective_scan import selective_scan, selective_step
+from kernels.ssm.ssd import ssd, ssd_step
 
 __all__ = [
     "causal_convolution", "expert_ffn", "linear_cross_entropy", "rms_norm", "rotate_halves", "selective_scan",

@@ -2,7 +2,8 @@
 
 The interpreter (TRITON_INTERPRET=1) computes bfloat16 on raw bits and truncates where it rounds
 (triton issue 11584), so kernels follow three rules: `widen` what is loaded before any arithmetic, multiply matrices
-with `dot`, and `narrow` what is stored. Compiled, each costs nothing.
+with `dot`, and `narrow` what is stored. Compiled, each costs nothing. A fourth: a mask is made of comparisons of
+blocks, as the interpreter takes no scalar condition for a part of one; `tl.where` on the limit does as well.
 """
 
 import os

@@ -7,6 +7,9 @@ import pytest
 
 # Before torch is imported: tests are many small tensors, and several processes share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before triton is imported: kernels run in its interpreter where there is no GPU.
+if not os.path.exists("/dev/nvidia0"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from kernels import selective_scan, ssd
-from kernels.entering_state import selective_response, ssd_response
+from kernels.ssm.entering_state import selective_response, ssd_response
 from parallel.collectives import all_gather
 from parallel.context.part import own_part, part_size
 

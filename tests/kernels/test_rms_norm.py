@@ -33,6 +33,8 @@ def test_float32_stays_near_float64_over_many_rows(strided):
     torch.manual_seed(0)
     x = torch.randn(64, 4096, dtype=torch.float64).t() if strided else torch.randn(4096, 64, dtype=torch.float64)
     weight_W = torch.randn(64, dtype=torch.float64)
-    for got, expected in zip(results(rms_norm, x, weight_W, 1e-5, torch.float32),
-                             results(formula, x, weight_W, 1e-5, torch.float64), strict=True):
-        assert (got - expected).norm() < 1e-6 * expected.norm()
+    got = results(rms_norm, x, weight_W, 1e-5, torch.float32)
+    expected = results(formula, x, weight_W, 1e-5, torch.float64)
+    # The weight's gradient is a sum over all rows, which some libraries add up one after another.
+    for tolerance, mine, reference in zip((1e-6, 1e-6, 5e-6), got, expected, strict=True):
+        assert (mine - reference).norm() < tolerance * reference.norm()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.documents import document_starts
+from kernels.ssm.documents import document_starts
 
 BLOCK_SIZE = 8
 """Tokens of a block: the recurrence of a chunk takes about BLOCK_SIZE + Q / BLOCK_SIZE steps, not Q."""

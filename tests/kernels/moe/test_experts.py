@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kernels.experts
-import kernels.grouped_matmul
+import kernels.moe.experts
+import kernels.moe.grouped_matmul
 from kernels import expert_ffn
-from kernels.grouped_matmul import ExpertBlock
+from kernels.moe.grouped_matmul import ExpertBlock
 
 ACTIVATIONS = {"swiglu": F.silu, "gelu": F.gelu, "relu": F.relu, "relu2": lambda x: F.relu(x) ** 2}
 TOLERANCE = {torch.float64: 2e-15, torch.float32: 1e-6, torch.bfloat16: 1.5e-2}
@@ -80,7 +80,7 @@ def test_equals_a_loop_over_rows(activation, dtype):
 )
 def test_equals_a_loop_over_rows_whatever_the_counts(counts, block_rows, activation, sizes, seed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels.grouped_matmul, "BLOCK_ROWS", block_rows)
+        patch.setattr(kernels.moe.grouped_matmul, "BLOCK_ROWS", block_rows)
         check(inputs(counts, activation, torch.float64, *sizes, seed), 1e-14)
 
 
@@ -102,7 +102,7 @@ def test_the_body_for_gpus_equals_a_loop_over_rows(activation, dtype, d_expert, 
         block.on_cpu = False
         yield block
 
-    monkeypatch.setattr(kernels.experts, "expert_blocks", one_block)
+    monkeypatch.setattr(kernels.moe.experts, "expert_blocks", one_block)
     check(inputs([3, 0, 9, 7, 0], activation, dtype, d_model=16, d_expert=d_expert), TOLERANCE[dtype])
 
 
@@ -121,7 +121,7 @@ def test_experts_without_rows_get_zero_where_grouped_mm_leaves_what_memory_held(
     block.on_cpu = False
     rows_MA, rows_MB = torch.randn(8, 4), torch.randn(8, 8)
     out_EAB = torch.full((5, 4, 8), 7.0)
-    monkeypatch.setattr(kernels.grouped_matmul.F, "grouped_mm", unclean)
+    monkeypatch.setattr(kernels.moe.grouped_matmul.F, "grouped_mm", unclean)
     block.outer(out_EAB, rows_MA, rows_MB)
     assert not out_EAB[[0, 2, 4]].any()
     torch.testing.assert_close(out_EAB[1], rows_MA[:3].t() @ rows_MB[:3])

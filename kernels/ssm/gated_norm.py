@@ -91,13 +91,12 @@ def gated_norm_forward(
     y_RI, z_RI, weight_I, out_RI, num_rows, num_channels, eps, W: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):
     """A program normalises ROWS rows of one group."""
-    channel = tl.arange(0, BLOCK)
-    valid = channel < W
-    channel += tl.program_id(1) * W
-    weight = tl.load(weight_I + channel, mask=valid, other=0.0)
+    lane = tl.arange(0, BLOCK)
+    channel = tl.program_id(1) * W + lane
+    weight = tl.load(weight_I + channel, mask=lane < W, other=0.0)
     for step in range(ROWS):
         row = tl.program_id(0).to(tl.int64) * ROWS + step
-        mask, offset = valid & (row < num_rows), row * num_channels + channel
+        mask, offset = lane < tl.where(row < num_rows, W, 0), row * num_channels + channel
         y, z = widen(tl.load(y_RI + offset, mask=mask, other=0.0)), widen(tl.load(z_RI + offset, mask=mask, other=0.0))
         gated = y * z * tl.sigmoid(z)
         inverse = tl.rsqrt(tl.sum(gated * gated, 0) / W + eps)
@@ -110,14 +109,13 @@ def gated_norm_backward(
     W: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):
     """dgated = inverse (weight dout - gated inverse^2 mean(weight dout gated)); the rest is the chain rule."""
-    channel = tl.arange(0, BLOCK)
-    valid = channel < W
-    channel += tl.program_id(1) * W
-    weight = tl.load(weight_I + channel, mask=valid, other=0.0)
+    lane = tl.arange(0, BLOCK)
+    channel = tl.program_id(1) * W + lane
+    weight = tl.load(weight_I + channel, mask=lane < W, other=0.0)
     share = tl.zeros((BLOCK,), tl.float32)
     for step in range(ROWS):
         row = tl.program_id(0).to(tl.int64) * ROWS + step
-        mask, offset = valid & (row < num_rows), row * num_channels + channel
+        mask, offset = lane < tl.where(row < num_rows, W, 0), row * num_channels + channel
         y, z = widen(tl.load(y_RI + offset, mask=mask, other=0.0)), widen(tl.load(z_RI + offset, mask=mask, other=0.0))
         dout = widen(tl.load(dout_RI + offset, mask=mask, other=0.0))
         sigmoid = tl.sigmoid(z)
@@ -130,4 +128,4 @@ def gated_norm_backward(
         tl.store(dy_RI + offset, narrow(dgated * silu, dy_RI.dtype.element_ty), mask=mask)
         dz = dgated * y * sigmoid * (1 + z - silu)
         tl.store(dz_RI + offset, narrow(dz, dz_RI.dtype.element_ty), mask=mask)
-    tl.store(shares_PI + tl.program_id(0) * num_channels + channel, share, mask=valid)
+    tl.store(shares_PI + tl.program_id(0) * num_channels + channel, share, mask=lane < W)

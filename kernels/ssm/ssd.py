@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.documents import document_starts
+from kernels.ssm.documents import document_starts
 
 
 def ssd(

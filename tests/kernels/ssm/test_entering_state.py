@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import selective_scan, ssd
-from kernels.entering_state import selective_response, ssd_response
+from kernels.ssm.entering_state import selective_response, ssd_response
 
 
 def random(*shape: int, seed: int) -> Tensor:

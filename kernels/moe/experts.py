@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.activations import ACTIVATIONS, Activation
-from kernels.grouped_matmul import expert_blocks
+from kernels.moe.grouped_matmul import expert_blocks
 
 
 def expert_ffn(
