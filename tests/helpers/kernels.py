@@ -43,9 +43,10 @@ def results(function: Callable, arguments: Sequence) -> dict[str, dict[int, Tens
     upstream = [torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
                 for output in differentiable]
     torch.autograd.backward(differentiable, upstream)
+    gradients = {place: leaf.grad for place, leaf in enumerate(leaves) if _is_float(leaf)}
     return {
         "output": {place: output.detach() for place, output in enumerate(outputs) if output is not None},
-        "gradient": {place: leaf.grad for place, leaf in enumerate(leaves) if _is_float(leaf) and leaf.grad is not None},
+        "gradient": {place: gradient for place, gradient in gradients.items() if gradient is not None},
     }
 
 
