@@ -24,7 +24,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 EXPLAINED_CODES = (2, *(128 + number for number in (*FORWARDED, signal.SIGALRM)))
 SECONDS_TO_LEAVE = 5.0  # for the other ranks, once one has failed
 SECONDS_BETWEEN_LOOKS = 0.02
-SHOWN_BYTES = 8000  # of the output of a rank other than 0 that failed
+SHOWN_BYTES = 8000  # of the output of the rank that failed
 
 _libc = ctypes.CDLL(None)
 
@@ -32,14 +32,15 @@ _libc = ctypes.CDLL(None)
 @dataclass
 class _Rank:
     process: subprocess.Popen
-    output: IO[bytes] | None  # where ranks other than 0 write
+    output: IO[bytes]  # rank 0: the traceback that it ended with; others: all that they write
 
 
 def launch(command: Sequence[str], num_ranks: int) -> int:
     """Run `command` as `num_ranks` ranks on this machine and return the exit code of the first that fails, or 0.
 
-    Rank 0 writes to this process's own output; another rank's is shown if that rank fails first. SIGINT, SIGTERM and
-    SIGUSR1 are passed on to every rank; a second SIGINT kills them. Must be called from the main thread.
+    Rank 0 writes to this process's own output; another rank's is shown if that rank fails first. So is the traceback
+    of rank 0, which is often but the echo of another's end. SIGINT, SIGTERM and SIGUSR1 are passed on to every rank; a
+    second SIGINT kills them. Must be called from the main thread.
     """
     ranks: list[_Rank] = []
     failures, report = os.pipe()
@@ -75,15 +76,16 @@ def _start(command: Sequence[str], rank: int, num_ranks: int, listener: socket.s
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_ranks))),
     }
-    parent = os.getpid()
-    output = None if rank == 0 else tempfile.TemporaryFile()
+    parent, output = os.getpid(), tempfile.TemporaryFile()
+    if rank == 0:
+        environment["UPMIX_LAST_WORDS"] = str(output.fileno())
     process = subprocess.Popen(
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        pass_fds=[report, listener.fileno()] if rank == 0 else [report],
+        stdout=None if rank == 0 else output,
+        stderr=None if rank == 0 else output,
+        pass_fds=[report, listener.fileno(), output.fileno()] if rank == 0 else [report],
         process_group=0,  # the terminal's Ctrl-C reaches this process alone, which passes it on once
         preexec_fn=lambda: _die_with(parent),
     )
@@ -156,9 +158,10 @@ def _tell(failed: int, ranks: list[_Rank]) -> int:
     code = codes[failed] if codes[failed] >= 0 else 128 - codes[failed]  # as a shell counts what a signal ended
     if code in EXPLAINED_CODES and codes[0] == codes[failed]:
         return code
-    if (output := ranks[failed].output) is not None:
-        output.seek(max(0, output.seek(0, os.SEEK_END) - SHOWN_BYTES))
-        sys.stderr.write(output.read().decode(errors="replace"))
+    output = ranks[failed].output
+    output.seek(max(0, output.seek(0, os.SEEK_END) - SHOWN_BYTES))
+    sys.stderr.write(output.read().decode(errors="replace"))
     if len(ranks) > 1:
-        print(f"rank {failed} failed first, with exit code {code}", file=sys.stderr)
+        how = f"with exit code {code}" if codes[failed] >= 0 else f"killed by {signal.Signals(-codes[failed]).name}"
+        print(f"rank {failed} failed first, {how}", file=sys.stderr)
     return code

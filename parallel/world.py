@@ -5,6 +5,7 @@ import datetime
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -39,6 +40,7 @@ def join(place: Place, device: torch.device, timeout: datetime.timedelta = TIMEO
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=_store(place), rank=place.rank, world_size=place.size, timeout=timeout)
+    _keep_last_words()
     try:
         yield
     except BaseException:
@@ -78,6 +80,19 @@ def _slurm_address() -> tuple[str, int]:
     prefix, first = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes).groups()
     number = int(os.environ["SLURM_JOB_ID"]) + 997 * int(os.environ["SLURM_STEP_ID"])
     return prefix + (first or ""), 20000 + number % 10000
+
+
+def _keep_last_words() -> None:
+    """Leave a traceback that ends this rank to the process that started it, which shows the cause's and no other."""
+    if "UPMIX_LAST_WORDS" not in os.environ:
+        return
+    hook = sys.excepthook
+
+    def keep(*error: object) -> None:
+        with open(int(os.environ["UPMIX_LAST_WORDS"]), "w", closefd=False) as file, contextlib.redirect_stderr(file):
+            hook(*error)
+
+    sys.excepthook = keep
 
 
 def _report_failure(place: Place) -> None:

@@ -94,8 +94,17 @@ def test_a_rank_that_dies_of_a_signal_is_the_one_told(script):
         if place.rank == 1: os.kill(os.getpid(), signal.SIGKILL)
         dist.all_reduce(total)
     """))
-    assert result.returncode == 137
-    assert result.stderr.endswith("rank 1 failed first, with exit code 137\n")
+    assert (result.returncode, result.stderr) == (137, "rank 1 failed first, killed by SIGKILL\n")
+
+
+def test_what_rank_0_raised_is_shown_where_it_is_the_cause(script):
+    result = run(2, script("""
+        if place.rank == 0: raise KeyError('the culprit')
+        dist.all_reduce(total)
+    """))
+    assert result.returncode == 1
+    assert result.stderr.count("KeyError: 'the culprit'") == 1 and result.stderr.count("Traceback") == 1
+    assert result.stderr.endswith("rank 0 failed first, with exit code 1\n")
 
 
 def test_a_rank_that_hangs_on_is_ended_when_another_fails(script):
