@@ -101,8 +101,8 @@ def gradients_of(module, x_BSD, run):
     return y_BSD, x_BSD.grad, {name: parameter.grad for name, parameter in module.named_parameters()}
 
 
-def assert_near(found, expected, name):
-    assert (found - expected).norm() <= 2e-6 * expected.norm(), name
+def assert_near(found, expected, name, tolerance=2e-6):
+    assert (found - expected).norm() <= tolerance * expected.norm(), name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -119,4 +119,5 @@ def test_block_equals_the_mixer(case):
     expected_gradients = renamed(expected_gradients)
     assert expected_gradients.keys() == gradients.keys()
     for name, gradient in gradients.items():
-        assert_near(gradient, expected_gradients[name], name)
+        # The mixer is float32 through and through: both sides round sums over tokens, differently on each processor.
+        assert_near(gradient, expected_gradients[name], name, 5e-6)
