@@ -1,4 +1,4 @@
-"""The causal convolution against torch's own, document by document."""
+"""The causal convolution against torch's own, document by document; Triton's body against PyTorch's in float64."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import causal_convolution
+from tests.helpers.kernels import check_kernel
 
 
 def torch_convolution(x_BSC, weight_CK, bias_C):
@@ -60,3 +61,49 @@ def test_bfloat16_is_computed_in_float32():
     expected, _ = causal_convolution(x_BSC.float(), *inputs[1:])
     assert y_BSC.dtype == tail.dtype == torch.bfloat16
     torch.testing.assert_close(y_BSC, expected.bfloat16(), rtol=0, atol=0)
+
+
+def check(seed, seq_len, num_channels, num_taps, dtype, packed, has_tail):
+    generator = torch.Generator().manual_seed(seed)
+    x_BSC, weight_CK, bias_C = draw(seed, 2, seq_len, num_channels, num_taps)
+    tail_BKC = torch.randn(2, num_taps - 1, num_channels, generator=generator, dtype=torch.float64)
+    document_BS = (torch.rand(2, seq_len, generator=generator) < 0.2).long().cumsum(1) if packed else None
+
+    def by(backend):
+        return lambda x_BSC, weight_CK, bias_C, tail_BKC: causal_convolution(
+            x_BSC, weight_CK, bias_C, document_BS, tail_BKC, backend)
+
+    arguments = [x_BSC, weight_CK, bias_C, tail_BKC if has_tail else None]
+    check_kernel(by("triton"), by("torch"), arguments, dtype, precise=[1, 2])
+
+
+@pytest.mark.parametrize(("sizes", "dtype", "packed", "has_tail"), [
+    ((1, 5, 4), torch.float32, False, False),
+    ((2, 5, 4), torch.float32, True, True),  # shorter than the tail
+    ((19, 260, 4), torch.bfloat16, True, True),  # runs of tokens and blocks of channels, both with an end
+    ((17, 9, 3), torch.float32, True, False),
+    ((16, 8, 1), torch.float32, False, False),
+    ((9, 8, 2), torch.bfloat16, False, True),
+])
+def test_triton_equals_float64(sizes, dtype, packed, has_tail):
+    check(0, *sizes, dtype, packed, has_tail)
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 12), st.integers(1, 4), st.booleans(), st.booleans())
+def test_triton_at_any_sizes(seed, seq_len, num_channels, num_taps, packed, has_tail):
+    check(seed, seq_len, num_channels, num_taps, torch.float32, packed, has_tail)
+
+
+def test_triton_reads_a_part_of_wider_rows():
+    wide_BSC, weight_CK, bias_C = (tensor.detach().float() for tensor in draw(3, num_channels=12))
+    part_BSC = wide_BSC[..., 4:9]
+    expected, _ = causal_convolution(part_BSC, weight_CK[4:9], bias_C[4:9])
+    got, _ = causal_convolution(part_BSC, weight_CK[4:9], bias_C[4:9], backend="triton")
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_longer_filters_are_pytorchs():
+    inputs = draw(4, num_taps=5, dtype=torch.float32)
+    expected, _ = causal_convolution(*inputs, backend="torch")
+    torch.testing.assert_close(causal_convolution(*inputs, backend="triton")[0], expected, rtol=0, atol=0)
