@@ -1,4 +1,5 @@
-"""Mamba-1's selective scan: chunk after chunk, each chunk by a blocked recurrence, recomputed in the backward.
+"""Mamba-1's selective scan: in Triton, or in PyTorch chunk after chunk, each chunk by a blocked recurrence, recomputed
+in the backward.
 
 Shapes: B batch, S sequence, Q tokens of a chunk, I channels, N state.
 """
@@ -9,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.backend import runs_triton
 from kernels.ssm.documents import document_starts
+from kernels.ssm.selective_scan_tiles import SelectiveScan
 
 BLOCK_SIZE = 8
 """Tokens of a block: the recurrence of a chunk takes about BLOCK_SIZE + Q / BLOCK_SIZE steps, not Q."""
@@ -25,6 +28,7 @@ def selective_scan(
     chunk_size: int = 64,
     document_BS: Tensor | None = None,
     state_BIN: Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Selective state-space scan (https://arxiv.org/abs/2312.00752, equation 2 and algorithm 2).
 
@@ -33,15 +37,18 @@ def selective_scan(
     Args:
         x_BSI, B_BSN, C_BSN: any float dtype; arithmetic is float32 at least.
         dt_BSI: time steps, >= 0. A_IN: decay rates, < 0. D_I: the skip's weights.
-        chunk_size: tokens whose states exist at one time; changes speed and memory, not the result.
+        chunk_size: tokens whose states exist at one time in PyTorch's body; changes speed and memory, not the result.
         document_BS: int64, non-decreasing along S; the state is zero at the start of a document.
         state_BIN: the state before the first token, of its document; None: zeros.
 
     Returns:
         y_BSI of x's dtype, and the state after the last token, [B, I, N] in the arithmetic's dtype.
 
-    Memory kept for the backward: the arguments and one state per chunk.
+    Memory kept for the backward: the arguments and one state per chunk; Triton's body has chunks of its own size.
     """
+    if runs_triton(backend, x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, state_BIN):
+        dt_BSI, A_IN, D_I = (tensor.to(torch.float32) for tensor in (dt_BSI, A_IN, D_I))
+        return SelectiveScan.apply(x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, state_BIN)
     (batch_size, seq_len, _), wide = x_BSI.shape, torch.promote_types(x_BSI.dtype, torch.float32)
     starts_BS1 = None if document_BS is None else _pad(document_starts(document_BS)[..., None])
     if state_BIN is None:

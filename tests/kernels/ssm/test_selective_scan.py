@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import selective_scan, selective_step
+from tests.helpers.kernels import check_kernel
 
 
 def recurrence(x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, state_BIN, document_BS):
@@ -127,3 +128,29 @@ def test_no_state_of_a_token_is_kept_for_the_backward():
         selective_scan(*inputs, chunk_size=64)
     all_states = 4 * 2 * 256 * 16 * 16
     assert sum(storages.values()) < all_states / 2
+
+
+@pytest.mark.parametrize(("sizes", "strength", "dtype", "packed", "has_state"), [
+    ((1, 4, 4), 1.0, torch.float32, False, False),
+    ((19, 11, 5), 1.0, torch.float32, True, True),  # tiles, channels and states that are no multiple of a block
+    ((17, 8, 4), 1.0, torch.bfloat16, True, True),
+    ((10, 8, 2), 50.0, torch.float32, False, True),  # states that are all but forgotten from token to token
+])
+def test_triton_equals_float64(sizes, strength, dtype, packed, has_state):
+    (seq_len, num_channels, d_state), generator = sizes, torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    document_BS = (torch.rand(2, seq_len, generator=generator) < 0.2).long().cumsum(1) if packed else None
+    arguments = [
+        normal(2, seq_len, num_channels), normal(2, seq_len, num_channels).abs(),
+        -strength * normal(num_channels, d_state).abs(), normal(2, seq_len, d_state), normal(2, seq_len, d_state),
+        normal(num_channels), normal(2, num_channels, d_state) if has_state else None,
+    ]
+
+    def by(backend):
+        return lambda *inputs: selective_scan(
+            *inputs[:6], document_BS=document_BS, state_BIN=inputs[6], backend=backend)
+
+    check_kernel(by("triton"), by("torch"), arguments, dtype, precise=[1, 2, 5, 6])
