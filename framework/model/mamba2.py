@@ -6,14 +6,13 @@ B batch, S sequence, D model width, I inner width, H heads, P head width, G grou
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.model.context import Context
 from framework.model.linear import Linear, all_of
 from framework.model.ssm import CausalConvolution, Dynamics, SSMCache
 from framework.parametrization.roles import Declaration, Role, add_parameter, constant
-from kernels import ssd, ssd_step
+from kernels import gated_rms_norm, ssd, ssd_step
 
 
 class GatedRMSNorm(nn.Module):
@@ -26,20 +25,12 @@ class GatedRMSNorm(nn.Module):
     def __init__(self, width: int, group_size: int, eps: float) -> None:
         super().__init__()
         self.group_size, self.eps = group_size, eps
-        self.normalize: Callable[[Tensor, int, float], Tensor] = normalize_groups
+        self.normalize: Callable[..., Tensor] = gated_rms_norm
         add_parameter(self, "weight", (width,), Declaration(Role.NORM, init=constant(1.0)))
 
     def forward(self, y_BSI: Tensor, z_BSI: Tensor) -> Tensor:
-        """y, z: any float dtype [B, S, I], I channels of this rank -> [B, S, I] of y's dtype."""
-        wide = torch.promote_types(y_BSI.dtype, torch.float32)
-        gated_BSI = y_BSI.to(wide) * F.silu(z_BSI.to(wide))
-        normed_BSI = self.normalize(gated_BSI, self.group_size, self.eps)
-        return (normed_BSI * self.weight.to(wide)).to(y_BSI.dtype)
-
-
-def normalize_groups(x_BSI: Tensor, group_size: int, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps), the mean over runs of group_size channels; I is a multiple of it."""
-    return F.rms_norm(x_BSI.unflatten(-1, (-1, group_size)), (group_size,), eps=eps).flatten(-2)
+        """y, z: one float dtype [B, S, I], I channels of this rank -> the same."""
+        return self.normalize(y_BSI, z_BSI, self.weight, self.group_size, self.eps)
 
 
 class Mamba2(nn.Module):

@@ -24,7 +24,14 @@ from framework.model.residual import Branch
 from framework.recipe.layout_fit import SPLIT_BY_TENSOR, indivisible
 from parallel import Mesh
 from parallel.local_view import shard_parameters
-from parallel.tensor import gather_input, normalize_groups, pick_groups, scatter_output, sum_output
+from parallel.tensor import (
+    gated_normalize_groups,
+    gather_input,
+    normalize_groups,
+    pick_groups,
+    scatter_output,
+    sum_output,
+)
 from parallel.vocabulary import VocabularyShard
 
 log = logging.getLogger(__name__)
@@ -144,7 +151,7 @@ def _adapt_mamba2(mamba: Mamba2, tp: DeviceMesh) -> set[str]:
     if num_groups % tp.size() == 0:
         return set()
     mamba.own_groups = _pick_groups(num_heads, num_groups, tp)
-    mamba.norm.normalize = partial(normalize_groups, group=tp.get_group())
+    mamba.norm.normalize = partial(gated_normalize_groups, group=tp.get_group())
     return {"B", "C", "conv_B", "conv_C"}
 
 

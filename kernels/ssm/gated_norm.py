@@ -54,7 +54,7 @@ def _grid(y: Tensor, group_size: int) -> tuple[int, int]:
 
 def _sizes(y: Tensor, group_size: int) -> dict[str, int]:
     block = triton.next_power_of_2(group_size)
-    return {"W": group_size, "BLOCK": block, "ROWS": ROWS, "num_warps": min(8, max(1, block // 512))}
+    return {"W": group_size, "BLOCK": block, "ROWS": ROWS, "num_warps": min(16, max(1, block // 512))}
 
 
 @operator("gated_rms_norm", lambda y, z, weight_I, group_size, eps: torch.empty_like(y))

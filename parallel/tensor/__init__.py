@@ -6,6 +6,8 @@ hold, `norm` takes statistics over a width that is split.
 
 from parallel.tensor.boundary import gather_input, scatter_output, sum_output
 from parallel.tensor.groups import pick_groups
-from parallel.tensor.norm import normalize_groups
+from parallel.tensor.norm import gated_normalize_groups, normalize_groups
 
-__all__ = ["gather_input", "normalize_groups", "pick_groups", "scatter_output", "sum_output"]
+__all__ = [
+    "gather_input", "gated_normalize_groups", "normalize_groups", "pick_groups", "scatter_output", "sum_output",
+]

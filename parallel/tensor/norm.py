@@ -5,6 +5,7 @@ I channels of all ranks, L of them on this one, G groups.
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.collectives import all_reduce
@@ -23,9 +24,18 @@ def normalize_groups(x_L: Tensor, group_size: int, eps: float, group: dist.Proce
     own = torch.stack([part.square().sum(-1) for part in parts], -1)
     # Zeros for the groups of other ranks, so that one sum serves every way in which groups and ranks may overlap.
     after = num_groups - first_group - len(lengths)
-    squares_G = all_reduce(torch.nn.functional.pad(own, (first_group, after)), group)
+    squares_G = all_reduce(F.pad(own, (first_group, after)), group)
     scale = (squares_G.narrow(-1, first_group, len(lengths)) / group_size + eps).rsqrt()
     return torch.cat([part * factor for part, factor in zip(parts, scale.split(1, -1), strict=True)], -1)
+
+
+def gated_normalize_groups(
+    y_L: Tensor, z_L: Tensor, weight_L: Tensor, group_size: int, eps: float, group: dist.ProcessGroup
+) -> Tensor:
+    """`kernels.gated_rms_norm` of channels that ranks share, as in `normalize_groups`. The result has y's dtype."""
+    wide = torch.promote_types(y_L.dtype, torch.float32)
+    normed_L = normalize_groups(y_L.to(wide) * F.silu(z_L.to(wide)), group_size, eps, group)
+    return (normed_L * weight_L.to(wide)).to(y_L.dtype)
 
 
 def group_parts(start: int, length: int, group_size: int) -> tuple[int, list[int]]:
