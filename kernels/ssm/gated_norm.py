@@ -54,7 +54,7 @@ def _grid(y: Tensor, group_size: int) -> tuple[int, int]:
 
 def _sizes(y: Tensor, group_size: int) -> dict[str, int]:
     block = triton.next_power_of_2(group_size)
-    return {"W": group_size, "BLOCK": block, "ROWS": ROWS, "num_warps": min(16, max(1, block // 512))}
+    return {"W": group_size, "BLOCK": block, "ROWS": ROWS, "num_warps": min(32, max(1, block // 256))}
 
 
 @operator("gated_rms_norm", lambda y, z, weight_I, group_size, eps: torch.empty_like(y))
@@ -111,20 +111,25 @@ def gated_norm_backward(
     """dgated = inverse (weight dout - gated inverse^2 mean(weight dout gated)); the rest is the chain rule."""
     lane = tl.arange(0, BLOCK)
     channel = tl.program_id(1) * W + lane
-    weight = tl.load(weight_I + channel, mask=lane < W, other=0.0)
     share = tl.zeros((BLOCK,), tl.float32)
     for step in range(ROWS):
         row = tl.program_id(0).to(tl.int64) * ROWS + step
         mask, offset = lane < tl.where(row < num_rows, W, 0), row * num_channels + channel
         y, z = widen(tl.load(y_RI + offset, mask=mask, other=0.0)), widen(tl.load(z_RI + offset, mask=mask, other=0.0))
         dout = widen(tl.load(dout_RI + offset, mask=mask, other=0.0))
-        sigmoid = tl.sigmoid(z)
-        silu = z * sigmoid
-        gated = y * silu
+        weight = tl.load(weight_I + channel, mask=lane < W, other=0.0)
+        gated = y * z * tl.sigmoid(z)
         inverse = tl.rsqrt(tl.sum(gated * gated, 0) / W + eps)
         share += dout * gated * inverse
-        dnormed = dout * weight
-        dgated = inverse * (dnormed - gated * inverse * inverse * (tl.sum(dnormed * gated, 0) / W))
+        slope = inverse * inverse * (tl.sum(dout * weight * gated, 0) / W)
+        # A second time, out of the cache, and for the last: what is held meanwhile would not fit into registers.
+        y = widen(tl.load(y_RI + offset, mask=mask, other=0.0, eviction_policy="evict_first"))
+        z = widen(tl.load(z_RI + offset, mask=mask, other=0.0, eviction_policy="evict_first"))
+        dout = widen(tl.load(dout_RI + offset, mask=mask, other=0.0, eviction_policy="evict_first"))
+        weight = tl.load(weight_I + channel, mask=lane < W, other=0.0, eviction_policy="evict_last")
+        sigmoid = tl.sigmoid(z)
+        silu = z * sigmoid
+        dgated = inverse * (dout * weight - y * silu * slope)
         tl.store(dy_RI + offset, narrow(dgated * silu, dy_RI.dtype.element_ty), mask=mask)
         dz = dgated * y * sigmoid * (1 + z - silu)
         tl.store(dz_RI + offset, narrow(dz, dz_RI.dtype.element_ty), mask=mask)
