@@ -14,6 +14,8 @@ _HOMES = {
     "MeshSizes": "mesh_sizes",
     "Place": "place",
     "RankPool": "pool",
+    "SymmetricMemory": "dispatch",
+    "SymmetricMemoryDispatcher": "dispatch",
     "choose_device": "world",
     "clip_gradients": "gradients",
     "find_place": "place",

@@ -7,8 +7,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 
 from framework.model.language_model import LanguageModel
-from framework.model.moe import MixtureOfExperts, Parts, TokenParts
-from parallel import AllToAllDispatcher, DeduplicatedDispatcher, Mesh
+from framework.model.moe import Dispatcher, MixtureOfExperts, Parts, TokenParts
+from parallel import AllToAllDispatcher, DeduplicatedDispatcher, Mesh, SymmetricMemory, SymmetricMemoryDispatcher
 from parallel.collectives import all_gather, all_sum
 from parallel.local_view import shard_parameters
 
@@ -34,21 +34,38 @@ class MeshParts(Parts):
         return whole.chunk(self.count, dim)[self.rank]
 
 
-def apply_expert_parallelism(model: LanguageModel, mesh: Mesh, deduplicate: bool = False) -> None:
+def apply_expert_parallelism(
+    model: LanguageModel, mesh: Mesh, deduplicate: bool = False, dispatch: str = "auto"
+) -> None:
     """Split the experts of every MoE block, and let it route as one rank would, whatever tokens are on which rank.
 
-    deduplicate: a token crosses to a rank once for all its experts there. Router and selection bias stay whole.
-    Raises ValueError where the number of experts does not divide by ep.
+    deduplicate: a token crosses to a rank once for all its experts there. dispatch: all_to_all, which auto means, or
+    symmetric_memory, on GPUs of one machine. Router and selection bias stay whole.
+    Raises ValueError where the number of experts does not divide by ep, or dispatch cannot be so.
     """
+    if dispatch == "symmetric_memory" and mesh.device_type != "cuda":
+        raise ValueError(f"dispatch=symmetric_memory needs GPUs, not {mesh.device_type}; allowed: auto, all_to_all")
     blocks = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
     share_tokens(model, mesh)
     for moe in blocks:
         _split_experts(moe, mesh)
-        if mesh.ep.size() > 1:
-            moe.dispatcher = (DeduplicatedDispatcher if deduplicate else AllToAllDispatcher)(mesh.ep)
-    if blocks and mesh.ep.size() > 1:
-        log.info("expert parallel: %d MoE blocks over %d ranks%s",
-                 len(blocks), mesh.ep.size(), ", deduplicated dispatch" if deduplicate else "")
+    if not blocks or mesh.ep.size() == 1:
+        return
+    memory = SymmetricMemory(mesh.ep) if dispatch == "symmetric_memory" else None
+    for moe in blocks:
+        moe.dispatcher = make_dispatcher(moe, mesh, deduplicate, memory)
+    log.info("expert parallel: %d MoE blocks over %d ranks%s%s", len(blocks), mesh.ep.size(),
+             ", through symmetric memory" if memory else "", ", deduplicated dispatch" if deduplicate else "")
+
+
+def make_dispatcher(moe: MixtureOfExperts, mesh: Mesh, deduplicate: bool, memory: SymmetricMemory | None) -> Dispatcher:
+    """Of one block: through symmetric memory, or by all-to-all where there is none."""
+    if memory is not None:
+        settings = moe.settings
+        # All experts may choose the same token.
+        most_choices = settings.num_experts if settings.router == "expert_choice" else settings.top_k
+        return SymmetricMemoryDispatcher(memory, most_choices, deduplicate)
+    return (DeduplicatedDispatcher if deduplicate else AllToAllDispatcher)(mesh.ep)
 
 
 def share_tokens(model: LanguageModel, mesh: Mesh) -> None:

@@ -18,6 +18,7 @@ from parallel import Mesh
 def parallelize(
     model: LanguageModel, mesh: Mesh, dtype: torch.dtype = torch.float32, reshard: bool = True, compile: bool = False,
     recompute: str = "none", dedup_dispatch: bool = False, stages: Sequence[range] | None = None,
+    dispatch: str = "auto",
 ) -> LanguageModel:
     """Split a model over the ranks of a mesh, in place, and return it. Always applied, on one rank too.
 
@@ -25,7 +26,7 @@ def parallelize(
     dtype: of activations and matrix products. Parameters, gradients and optimizer state keep the model's own.
     reshard: free gathered weights between forward and backward; costs a second gathering, saves memory.
     compile: torch.compile each dense block. recompute: as `apply_recompute` takes it.
-    dedup_dispatch: a token crosses to a rank once for all its experts there.
+    dispatch, dedup_dispatch: how tokens reach experts, as `apply_expert_parallelism` takes it.
     stages: the layers of each stage of the pipeline; needed where pp > 1. The model then keeps what this rank's stages
         hold, and `LanguageModelPipeline` runs it.
 
@@ -36,7 +37,7 @@ def parallelize(
         cut_into_stages(model, mesh, stages)
     apply_context_parallelism(model, mesh)
     apply_tensor_parallelism(model, mesh)
-    apply_expert_parallelism(model, mesh, dedup_dispatch)
+    apply_expert_parallelism(model, mesh, dedup_dispatch, dispatch)
     apply_recompute(model, recompute)
     if compile:
         apply_compile(model)

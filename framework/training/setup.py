@@ -59,4 +59,4 @@ def _split(model: LanguageModel, loaded: Loaded, mesh: Mesh, dtype: torch.dtype)
         return prepare_for_zero(model, mesh, training.compile, training.recompute)
     stages = stage_layers(loaded.architecture, loaded.recipe.data.seq_len, num_stages(layout))
     return parallelize(model, mesh, dtype=dtype, compile=training.compile, recompute=training.recompute,
-                       dedup_dispatch=layout.dedup_dispatch, stages=stages)
+                       dedup_dispatch=layout.dedup_dispatch, stages=stages, dispatch=layout.dispatch)

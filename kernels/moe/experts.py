@@ -9,12 +9,16 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.activations import ACTIVATIONS, Activation
+from kernels.backend import runs_triton
+from kernels.moe.fused_experts import Matrices, fused_expert_ffn
 from kernels.moe.grouped_matmul import expert_blocks
+from kernels.moe.rows import TokenRows, rows_of_tokens
 
 
 def expert_ffn(
     x_TD: Tensor, token_M: Tensor, gate_M: Tensor, counts_E: Tensor,
     gate_EFD: Tensor | None, up_EFD: Tensor, down_EDF: Tensor, activation: str,
+    rows: TokenRows | None = None, weight_gradients: Matrices | None = None, backend: str = "auto",
 ) -> Tensor:
     """Gather each row's token, apply its expert, add the output times the row's gate to the token: y_TD.
 
@@ -25,8 +29,18 @@ def expert_ffn(
     returned in the dtype of x.
 
     Differentiable once in x, the gates and the matrices; an expert without rows gets a gradient of exactly zero.
+    weight_gradients: contiguous float32 buffers of the matrices' shapes (None where a matrix is), to which their
+    gradients are added in float32, by PyTorch's body after rounding; autograd then gets none for them.
+
+    Triton's body keeps x, the layers of width F before the activation, gates and indices. It makes the host wait for
+    nothing: rows may be more than counts_E counts, and what comes after these (its gates' gradients too) it leaves
+    alone. rows: those of each token, made of token_M where they are not given; only this body asks.
     """
-    return _ExpertFFN.apply(x_TD, token_M, gate_M, counts_E, gate_EFD, up_EFD, down_EDF, activation)
+    if runs_triton(backend, x_TD, gate_M, gate_EFD, up_EFD, down_EDF):
+        rows = rows or rows_of_tokens(token_M, len(x_TD), counts_E.sum())
+        matrices = gate_EFD, up_EFD, down_EDF
+        return fused_expert_ffn(x_TD, token_M, gate_M, counts_E, matrices, activation, rows, weight_gradients)
+    return _ExpertFFN.apply(x_TD, token_M, gate_M, counts_E, gate_EFD, up_EFD, down_EDF, activation, weight_gradients)
 
 
 class _ExpertFFN(torch.autograd.Function):
@@ -38,8 +52,9 @@ class _ExpertFFN(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, x_TD: Tensor, token_M: Tensor, gate_M: Tensor, counts_E: Tensor,
-        gate_EFD: Tensor | None, up_EFD: Tensor, down_EDF: Tensor, activation: str,
+        gate_EFD: Tensor | None, up_EFD: Tensor, down_EDF: Tensor, activation: str, weight_gradients: Matrices | None,
     ) -> Tensor:
+        ctx.weight_gradients = weight_gradients
         ctx.blocks, ctx.activation = list(expert_blocks(counts_E)), ACTIVATIONS[activation]
         y_TD, layers = _zero_sum(x_TD), []
         for block in ctx.blocks:
@@ -78,7 +93,13 @@ class _ExpertFFN(torch.autograd.Function):
                 block.add_multiply(dx_MD, dgated_MF, gate_EFD)
                 block.outer(dgate_EFD, dgated_MF, x_MD)
             dx_TD.index_add_(0, token_M[block.rows], dx_MD.to(dx_TD.dtype))
-        return dx_TD.to(x_TD.dtype), None, dgate_M, None, dgate_EFD, dup_EFD, ddown_EDF, None
+        dmatrices = dgate_EFD, dup_EFD, ddown_EDF
+        if ctx.weight_gradients is not None:
+            for buffer, gradient in zip(ctx.weight_gradients, dmatrices, strict=True):
+                if buffer is not None:
+                    buffer += gradient
+            dmatrices = None, None, None
+        return dx_TD.to(x_TD.dtype), None, dgate_M, None, *dmatrices, None, None
 
 
 def _hidden(activation: Activation, gated_MF: Tensor | None, up_MF: Tensor) -> tuple[Tensor, Tensor]:

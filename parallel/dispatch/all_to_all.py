@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from kernels.moe.rows import gather_rows, sum_rows
 from parallel.collectives import all_to_all, exchange
-from parallel.dispatch.rows import Assignment, ExpertFunction, order_by_expert, sum_rows
+from parallel.dispatch.rows import Assignment, ExpertFunction, order_by_expert
 from parallel.dispatch.traffic import bytes_to_others
 
 
@@ -34,7 +35,7 @@ class AllToAllDispatcher:
         sent, received = torch.stack([sent_RL.sum(1), received_RL.sum(1)]).tolist()
         self.bytes_sent = bytes_to_others(x_TD, sent, received, self.rank)
 
-        x_ND = all_to_all(x_TD.index_select(0, assignment.token_M), received, sent, self.group)
+        x_ND = all_to_all(gather_rows(x_TD, assignment.token_M, assignment.rows), received, sent, self.group)
         # Each received row is a token of its own. Experts gather their rows through token_M, so that no sorted copy is
         # made; gates apply where rows return.
         local = type(assignment)(
@@ -43,11 +44,9 @@ class AllToAllDispatcher:
             counts_E=received_RL.sum(0),
         )
         y_MD = all_to_all(experts(x_ND, local), sent, received, self.group)
-        return combine(y_MD, assignment, x_TD)
+        return combine(y_MD, assignment, len(x_TD))
 
 
-def combine(y_MD: Tensor, assignment: Assignment, x_TD: Tensor) -> Tensor:
+def combine(y_MD: Tensor, assignment: Assignment, num_tokens: int) -> Tensor:
     """y_TD = sum over the rows of each token of gate times output, both in float32 at least."""
-    precise = torch.promote_types(x_TD.dtype, torch.float32)
-    weighted_MD = y_MD.to(precise) * assignment.gate_M.to(precise)[:, None]
-    return sum_rows(weighted_MD, assignment.token_M, x_TD)
+    return sum_rows(y_MD, assignment.token_M, num_tokens, assignment.rows, assignment.gate_M)

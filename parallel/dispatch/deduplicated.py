@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from kernels.backend import runs_triton
+from kernels.moe.rows import gather_rows, rows_of_tokens, sum_rows
 from parallel.collectives import all_to_all, exchange
-from parallel.dispatch.rows import Assignment, ExpertFunction, order_by_expert, sum_rows
+from parallel.dispatch.rows import Assignment, ExpertFunction, order_by_expert
 from parallel.dispatch.traffic import bytes_to_others
 
 
@@ -48,7 +50,8 @@ class DeduplicatedDispatcher:
         self.bytes_sent = bytes_to_others(x_TD, sent, received, self.rank)
 
         token_U = copy_M.new_empty(sum(sent)).scatter_(0, copy_M, assignment.token_M)
-        x_VD = all_to_all(x_TD.index_select(0, token_U), received, sent, self.group)
+        copies = rows_of_tokens(token_U, len(x_TD)) if runs_triton("auto", x_TD) else None
+        x_VD = all_to_all(gather_rows(x_TD, token_U, copies), received, sent, self.group)
         gate_N = all_to_all(assignment.gate_M, rows_received, rows_sent, self.group)
         place_M = copy_M - _repeated(_starts(copies_sent_R), sent_RL.sum(1), len(copy_M))
         place_N = exchange(place_M.to(torch.int32), rows_received, rows_sent, self.group)
@@ -61,7 +64,7 @@ class DeduplicatedDispatcher:
             counts_E=received_RL.sum(0),
         )
         y_UD = all_to_all(experts(x_VD, local), sent, received, self.group)
-        return sum_rows(y_UD, token_U, x_TD)
+        return sum_rows(y_UD, token_U, len(x_TD), copies)
 
 
 def number_copies(token_M: Tensor, rows_R: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:

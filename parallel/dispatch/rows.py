@@ -1,6 +1,6 @@
-"""Rows that wait for experts: what dispatchers take, the order experts want, and the sum of what comes back.
+"""Rows that wait for experts: what dispatchers take, and the order experts want.
 
-Shapes: T tokens, D model width, E experts, L experts of one rank, R ranks, M rows (sorted by expert), N rows received.
+Shapes: E experts, L experts of one rank, R ranks, M rows (sorted by expert), N rows received.
 """
 
 from collections.abc import Callable
@@ -9,16 +9,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kernels.moe.rows import TokenRows
+
 
 class Assignment(Protocol):
     """Row m sends token token_M[m] (int64) to its expert; rows are sorted by expert, counts_E (int64) of them each.
 
-    The expert's output times gate_M[m] is added to the token's. Built by keyword from these three.
+    The expert's output times gate_M[m] is added to the token's. rows: those of each token, where they are known. Built
+    by keyword from the first three.
     """
 
     token_M: Tensor
     gate_M: Tensor
     counts_E: Tensor
+    rows: TokenRows | None
 
 
 ExpertFunction = Callable[[Tensor, Assignment], Tensor]
@@ -37,10 +41,3 @@ def order_by_expert(received_RL: Tensor, num_rows: int) -> Tensor:
         counts_LR.flatten(), output_size=num_rows
     )
     return torch.arange(num_rows, device=shift_N.device) + shift_N
-
-
-def sum_rows(y_MD: Tensor, token_M: Tensor, like_TD: Tensor) -> Tensor:
-    """y_TD of the shape and dtype of like_TD: the sum of each token's rows, accumulated in float32 at least."""
-    precise = torch.promote_types(like_TD.dtype, torch.float32)
-    y_TD = torch.zeros(like_TD.shape, dtype=precise, device=like_TD.device)
-    return y_TD.index_add(0, token_M, y_MD.to(precise)).to(like_TD.dtype)

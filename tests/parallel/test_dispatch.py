@@ -18,6 +18,7 @@ class Assignment:
     token_M: Tensor
     gate_M: Tensor
     counts_E: Tensor
+    rows: None = None
 
 
 def experts_of(weight_EDD: Tensor):
@@ -129,6 +130,6 @@ def test_gates_weight_and_sum_in_float32():
     rows = 768
     gate_M = torch.full((rows,), 1 + 1 / 256)
     assignment = Assignment(torch.zeros(rows, dtype=torch.int64), gate_M, torch.tensor([rows]))
-    y_TD = combine(torch.ones(rows, D, dtype=torch.bfloat16), assignment, torch.zeros(1, D, dtype=torch.bfloat16))
+    y_TD = combine(torch.ones(rows, D, dtype=torch.bfloat16), assignment, 1)
     assert y_TD.dtype == torch.bfloat16
     assert y_TD.tolist() == [[772.0] * D]

@@ -1,6 +1,6 @@
 """Auxiliary losses and how they enter the gradient.
 
-B batch, S sequence, E experts.
+B batch (sequences), E experts.
 """
 
 import torch
@@ -24,25 +24,23 @@ class AttachLoss(torch.autograd.Function):
         return dx, ctx.one
 
 
-def load_balance_loss(scores_BSE: Tensor, rows_BE: Tensor, tokens_per_sequence: int) -> Tensor:
+def load_balance_loss(probability_BE: Tensor, rows_BE: Tensor, tokens_per_sequence: int) -> Tensor:
     """Sum over sequences of E * sum_e f_e * P_e (https://arxiv.org/abs/2101.03961, Eq. 4-6): a scalar.
 
     f_e: the share of routed rows that expert e gets, from counts rows_BE of each sequence, or of anything larger (one
     row [1, E], which stands for every sequence). Shares sum to one whatever top_k is, so that even loads give one;
-    codes that count rows per token report top_k times this. P_e: mean over the sequence of the token's scores, divided
-    by their sum over experts. tokens_per_sequence counts the tokens of all ranks that share a sequence; scores are of
-    those here, and what comes out is their share of the sum.
+    codes that count rows per token report top_k times this. P_e: mean over the sequence of the token's probability,
+    given as the sum over its tokens here; what comes out is their share. tokens_per_sequence counts those of all ranks
+    that share a sequence.
     """
-    probability_BSE = scores_BSE / scores_BSE.sum(-1, keepdim=True)
     # Where experts choose by position, a sequence may have no row at all.
     share_BE = rows_BE / rows_BE.sum(-1, keepdim=True).clamp(min=1)
-    num_experts = scores_BSE.shape[-1]
-    return num_experts * (share_BE * probability_BSE.sum(1)).sum() / tokens_per_sequence
+    return probability_BE.shape[1] * (share_BE * probability_BE).sum() / tokens_per_sequence
 
 
-def z_loss(logits_BSE: Tensor, tokens_per_sequence: int) -> Tensor:
+def z_loss(square_B: Tensor, tokens_per_sequence: int) -> Tensor:
     """Sum over sequences of the mean over tokens of logsumexp(logits)^2 (https://arxiv.org/abs/2202.08906, Eq. 5).
 
-    Of the tokens here, as in `load_balance_loss`.
+    Given its sum over each sequence's tokens here, of which comes their share, as in `load_balance_loss`.
     """
-    return logits_BSE.logsumexp(-1).square().sum() / tokens_per_sequence
+    return square_B.sum() / tokens_per_sequence

@@ -64,7 +64,7 @@ class MixtureOfExperts(nn.Module):
         balance, z = self._auxiliary_losses(logits_BSE, routing, context)
         self.statistics.add(tokens_per_expert_E=routing.rows_BE.sum(0), dropped=routing.num_dropped,
                             load_balance_loss=balance, z_loss=z,
-                            dispatch_bytes=torch.tensor(self.dispatcher.bytes_sent, dtype=torch.float64))
+                            dispatch_bytes=torch.as_tensor(self.dispatcher.bytes_sent, dtype=torch.float64))
         return AttachLoss.apply(y_BSD, balance + z) if self.training else y_BSD
 
     def new_cache(self, *_) -> None:
@@ -74,8 +74,8 @@ class MixtureOfExperts(nn.Module):
         """This rank's sums over forwards since the last call; empty where there were none.
 
         `tokens_per_expert_E`: int64, rows routed to each expert, before dropping. `dropped`: int64, rows. Floats
-        `load_balance_loss`, `z_loss`: shares of the training loss, weights included. `dispatch_bytes`: float64 on the
-        CPU, what forwards sent to other ranks' experts and back, as the dispatcher counts.
+        `load_balance_loss`, `z_loss`: shares of the training loss, weights included. `dispatch_bytes`: float64, what
+        forwards sent to other ranks' experts and back, as the dispatcher counts.
         """
         return self.statistics.take()
 
@@ -113,9 +113,9 @@ class MixtureOfExperts(nn.Module):
                 rows = self.token_parts.sequence.sum(routing.rows_BE)
             else:
                 rows = self.token_parts.forward.sum(routing.rows_BE.sum(0, keepdim=True))
-            balance = load_balance_loss(routing.scores_BSE, rows, seq_len)
+            balance = load_balance_loss(routing.probability_BE, rows, seq_len)
         if settings.z_loss_weight:
-            z = z_loss(logits_BSE, seq_len)
+            z = z_loss(routing.square_B, seq_len)
         return (
             balance * (settings.load_balance_weight / context.num_sequences),
             z * (settings.z_loss_weight / context.num_sequences),

@@ -11,9 +11,12 @@ ExpertFunction = Callable[[Tensor, Assignment], Tensor]
 
 
 class Dispatcher(Protocol):
-    """Carries rows to their experts and the outputs back. bytes_sent: to other ranks, in the last call."""
+    """Carries rows to their experts and the outputs back.
 
-    bytes_sent: int
+    bytes_sent: to other ranks, in the last call; a tensor of one number where the host does not know it.
+    """
+
+    bytes_sent: int | Tensor
 
     def __call__(self, x_TD: Tensor, assignment: Assignment, experts: ExpertFunction) -> Tensor:
         """y_TD in the dtype of x_TD: per token, the sum of its experts' outputs times their gates.

@@ -29,5 +29,5 @@ class Experts(nn.Module):
         gate_EFD = None if self.gate is None else self.gate.to(x_TD.dtype)
         return expert_ffn(
             x_TD, assignment.token_M, assignment.gate_M, assignment.counts_E,
-            gate_EFD, self.up.to(x_TD.dtype), self.down.to(x_TD.dtype), self.activation,
+            gate_EFD, self.up.to(x_TD.dtype), self.down.to(x_TD.dtype), self.activation, assignment.rows,
         )

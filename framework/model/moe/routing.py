@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from framework.model.moe.assignment import Assignment, assign_choices, assign_chosen, rows_per_expert, within_capacity
+from framework.model.moe.assignment import Assignment, assign_choices, assign_chosen, within_capacity
 from framework.model.moe.parts import Parts, TokenParts
+from kernels.moe.router import largest, route
 
 if TYPE_CHECKING:
     from framework.recipe.schema import MoE
@@ -21,15 +22,16 @@ UNDIVIDED = TokenParts()
 
 
 class Routing(NamedTuple):
-    """Where the tokens of this rank go, and what is counted of it.
+    """Where the tokens of this rank go, and sums over those of each sequence.
 
-    scores_BSE: float, what experts are weighted and balanced by. rows_BE: int64, rows of each sequence's tokens
-    here that each expert was to get, before any were dropped. num_dropped: int64 scalar.
+    rows_BE: int64, rows that each expert was to get, before any were dropped. probability_BE: of scores, which experts
+    are weighted by, divided by their sum over experts. square_B: of logsumexp(logits)^2. num_dropped: int64 scalar.
     """
 
     assignment: Assignment
-    scores_BSE: Tensor
     rows_BE: Tensor
+    probability_BE: Tensor
+    square_B: Tensor
     num_dropped: Tensor
 
 
@@ -37,28 +39,16 @@ def tokens_choose(
     logits_BSE: Tensor, selection_bias_E: Tensor | None, settings: "MoE", drop: bool,
     token_parts: TokenParts = UNDIVIDED,
 ) -> Routing:
-    """Each token takes the top_k experts of highest score, plus selection_bias_E where there is one.
+    """Each token takes the top_k experts of highest score, plus selection_bias_E where there is one: see `route`.
 
-    softmax_topk: gates are the chosen scores, a softmax over all experts; sigmoid: likewise a sigmoid
-    (https://arxiv.org/abs/2412.19437, Eq. 12-16); topk_softmax: a softmax over the chosen. normalize_top_k makes them
-    sum to one, before gate_scale. drop: hold experts to their capacity in each sequence.
+    drop: hold experts to their capacity in each sequence. Otherwise nothing waits for a GPU.
     """
-    scores_BSE = logits_BSE.sigmoid() if settings.router == "sigmoid" else logits_BSE.softmax(-1)
-    biased_BSE = scores_BSE if selection_bias_E is None else scores_BSE + selection_bias_E
-    index_BSK = largest(biased_BSE, settings.top_k, dim=2)
-    if settings.router == "topk_softmax":
-        gate_BSK = logits_BSE.gather(2, index_BSK).softmax(-1)
-    else:
-        gate_BSK = scores_BSE.gather(2, index_BSK)
-        if settings.normalize_top_k:
-            # Sigmoids may all underflow to zero.
-            gate_BSK = gate_BSK / (gate_BSK.sum(-1, keepdim=True) + 1e-20)
-
-    num_experts = logits_BSE.shape[2]
-    kept_BSK = _kept(index_BSK, settings, token_parts.sequence) if drop else None
-    assignment = assign_choices(index_BSK, _scaled(gate_BSK, settings), num_experts, kept_BSK)
-    rows_BE = rows_per_expert(index_BSK, num_experts)
-    return Routing(assignment, scores_BSE, rows_BE, rows_BE.sum() - assignment.counts_E.sum())
+    routed = route(logits_BSE, settings.top_k, settings.router, settings.normalize_top_k, selection_bias_E)
+    kept_BSK = _kept(routed.index_BSK, settings, token_parts.sequence) if drop else None
+    gate_BSK = _scaled(routed.gate_BSK, settings)
+    assignment = assign_choices(routed.index_BSK, gate_BSK, logits_BSE.shape[2], kept_BSK)
+    num_dropped = routed.rows_BE.sum() - assignment.counts_E.sum()
+    return Routing(assignment, routed.rows_BE, routed.probability_BE, routed.square_B, num_dropped)
 
 
 def experts_choose(logits_BSE: Tensor, settings: "MoE", token_parts: TokenParts = UNDIVIDED) -> Routing:
@@ -75,7 +65,9 @@ def experts_choose(logits_BSE: Tensor, settings: "MoE", token_parts: TokenParts 
     chosen_BSE = parts.own(torch.zeros_like(whole_BSE, dtype=torch.bool).scatter_(dim, index, True), dim)
 
     assignment = assign_chosen(chosen_BSE.flatten(0, 1), _scaled(scores_BSE, settings).flatten(0, 1))
-    return Routing(assignment, scores_BSE, chosen_BSE.sum(1), chosen_BSE.new_zeros((), dtype=torch.int64))
+    square_B = logits_BSE.logsumexp(-1).square().sum(1)
+    num_dropped = chosen_BSE.new_zeros((), dtype=torch.int64)
+    return Routing(assignment, chosen_BSE.sum(1), scores_BSE.sum(1), square_B, num_dropped)
 
 
 def capacity(settings: "MoE", num_tokens: int) -> int:
@@ -90,11 +82,6 @@ def capacity(settings: "MoE", num_tokens: int) -> int:
     """
     factor = 1.0 if settings.capacity_factor is None else settings.capacity_factor
     return max(1, int(factor * num_tokens * settings.top_k / settings.num_experts))
-
-
-def largest(values: Tensor, num: int, dim: int) -> Tensor:
-    """Indices of the `num` largest along dim, largest first; the lowest index wins ties, which topk leaves open."""
-    return values.detach().sort(dim=dim, descending=True, stable=True).indices.narrow(dim, 0, num)
 
 
 def _kept(index_BSK: Tensor, settings: "MoE", parts: Parts) -> Tensor:

@@ -117,4 +117,8 @@ class Parallel(Section):
     engine: Literal["fsdp", "deepspeed"] = "fsdp"
     zero_stage: Literal[1, 2, 3] = 3
     offload: Literal["none", "cpu", "nvme"] = "none"
+    dispatch: Literal["auto", "all_to_all", "symmetric_memory"] = Field(
+        "auto", description="how tokens reach experts on other ranks: exchanges, or stores into GPUs of one machine; "
+        "auto: exchanges"
+    )
     dedup_dispatch: bool = Field(False, description="a token crosses to a rank once for all its experts there")

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from framework.model.moe import TokenParts
-from framework.parallelize.expert import apply_expert_parallelism
-from parallel import Mesh, MeshSizes
+from framework.parallelize.expert import apply_expert_parallelism, make_dispatcher
+from parallel import Mesh, MeshSizes, SymmetricMemory
 from parallel.collectives import all_sum
 from tests.helpers.mixtures import BATCH_SIZE, D_MODEL, NUM_EXPERTS, OPTIONS, SEQ_LEN, TOP_K, batch, block, run
+from tests.helpers.shared_memory import SharedMemory
 
 LAYOUTS = {
     "cp2": MeshSizes(cp=2),
@@ -48,7 +49,27 @@ def on_mesh(mesh, option, deduplicate, skip):
     if skip is not None:
         names = {"sequence", "batch", "forward"} - {skip}
         moe.token_parts = TokenParts(**{name: getattr(moe.token_parts, name) for name in names})
-    y_BSD, dx_BSD, statistics, gradients = run(moe, *(own(x_BSD, mesh) for x_BSD in batch()))
+    return run_whole(mesh, moe)
+
+
+def through_memory(sizes, options, deduplicate):
+    """What `on_layout` gives, in float32 through memory that processes share, all blocks through the same."""
+    mesh = Mesh(sizes, "cpu")
+    memory = SymmetricMemory(mesh.ep, SharedMemory())
+    token_T = own(torch.arange(BATCH_SIZE * SEQ_LEN).view(BATCH_SIZE, SEQ_LEN, 1), mesh).flatten()
+    results = {}
+    for option in options:
+        moe = block(option).float()
+        apply_expert_parallelism(nn.ModuleList([moe]), mesh)
+        moe.dispatcher = make_dispatcher(moe, mesh, deduplicate, memory)
+        results[option] = run_whole(mesh, moe)
+    return token_T, results
+
+
+def run_whole(mesh, moe):
+    """What `run` gives on this rank's tokens, statistics and gradients of all ranks."""
+    dtype = moe.router.weight.dtype
+    y_BSD, dx_BSD, statistics, gradients = run(moe, *(own(x_BSD, mesh).to(dtype) for x_BSD in batch()))
 
     def whole(name, gradient):
         if name.startswith("experts."):
@@ -61,9 +82,9 @@ def on_mesh(mesh, option, deduplicate, skip):
     return y_BSD, dx_BSD, statistics, {name: whole(name, gradient) for name, gradient in gradients.items()}
 
 
-def largest_differences(ranks, sizes, options, deduplicate, skip=None):
+def largest_differences(ranks, sizes, options, deduplicate, *skip, function=on_layout):
     """By option, relative to the largest entry: over the output, statistics and gradients, experts one by one."""
-    results = ranks.run(sizes.world, on_layout, sizes, options, deduplicate, skip)
+    results = ranks.run(sizes.world, function, sizes, options, deduplicate, *skip)
     return {option: max(difference(token_T, got[option], run(block(option), *batch())) for token_T, got in results)
             for option in options}
 
@@ -85,6 +106,24 @@ def test_every_layout_equals_one_rank(ranks, layout, deduplicate):
     options = ["capacity", "expert_choice"] if LAYOUTS[layout].world == 8 else list(OPTIONS)
     differences = largest_differences(ranks, LAYOUTS[layout], options, deduplicate)
     assert max(differences.values()) < 1e-11, differences
+
+
+@pytest.mark.parametrize("deduplicate", [False, True], ids=["plain", "deduplicated"])
+def test_dispatch_through_shared_memory_equals_one_rank(ranks, deduplicate):
+    options = ["dropless", "capacity", "expert_choice"]
+    differences = largest_differences(
+        ranks, LAYOUTS["dp_shard2xtp2xep4"], options, deduplicate, function=through_memory)
+    assert max(differences.values()) < 1e-5, differences
+
+
+def refused_on_the_cpu():
+    model, mesh = nn.ModuleList([block("dropless")]), Mesh(MeshSizes(), "cpu")
+    with pytest.raises(ValueError, match="dispatch=symmetric_memory needs GPUs, not cpu; allowed: auto, all_to_all"):
+        apply_expert_parallelism(model, mesh, dispatch="symmetric_memory")
+
+
+def test_symmetric_memory_is_refused_on_the_cpu(ranks):
+    ranks.run(1, refused_on_the_cpu)
 
 
 @pytest.mark.parametrize("option, skip, layout", [

@@ -11,6 +11,7 @@ from framework.model.context import Context
 from framework.model.moe import MixtureOfExperts
 from framework.parametrization.roles import Role, declarations
 from framework.recipe.schema import MoE
+from kernels.backend import use_backend
 
 D_MODEL, NUM_EXPERTS = 16, 8
 OPTIONS = {
@@ -47,6 +48,25 @@ def test_every_option_runs_in_every_dtype_and_reaches_every_parameter(option, dt
     assert x_BSD.grad.dtype == dtype and x_BSD.grad.isfinite().all()
     for parameter in moe.parameters():
         assert parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("option", ["softmax_topk", "topk_softmax", "sigmoid", "capacity", "everything"])
+def test_in_triton_it_is_what_it_is_in_pytorch(option):
+    moe = block(**OPTIONS[option] | dict(load_balance_weight=0.1, z_loss_weight=0.1))
+    if moe.router.selection_bias_E is not None:
+        moe.router.selection_bias_E.normal_()
+    x_BSD, dy_BSD = torch.randn(2, 2, 9, D_MODEL)
+    results = []
+    for backend in ("torch", "triton"):
+        moe.zero_grad()
+        x_BSD = x_BSD.detach().requires_grad_()
+        with use_backend(backend):
+            y_BSD = moe(x_BSD, Context(num_sequences=2))
+            y_BSD.backward(dy_BSD)
+        gradients = [parameter.grad.clone() for parameter in moe.parameters()]
+        results.append([y_BSD.detach(), x_BSD.grad, *gradients, *moe.take_statistics().values()])
+    for expected, got in zip(*results, strict=True):
+        assert (got.double() - expected.double()).norm() <= 3e-6 * expected.double().norm()
 
 
 def test_bfloat16_chooses_experts_by_float32_logits():
