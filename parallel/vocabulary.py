@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cross_entropy import in_chunks
+from kernels.cross_entropy_rows import IGNORED, RowLosses, shard_gradient, shard_statistics
 from parallel.collectives import all_gather, all_max, all_sum, reduce_scatter
 
 
@@ -39,28 +40,43 @@ class VocabularyShard:
         x_BSD = F.embedding(index_BS, weight_LD) * here_BS[..., None]
         return reduce_scatter(x_BSD, 1, self.group)
 
-    def cross_entropy(self, x_TD: Tensor, weight_LD: Tensor, targets_T: Tensor, logit_scale: float = 1.0) -> Tensor:
+    def cross_entropy(
+        self, x_TD: Tensor, weight_LD: Tensor, targets_T: Tensor, logit_scale: float = 1.0, z_loss_weight: float = 0.0,
+        backend: str = "auto",
+    ) -> Tensor:
         """As `kernels.linear_cross_entropy` of the whole weight: a scalar, the same on every rank, -100 left out.
 
         x_TD and targets_T are the same on every rank. The gradient of x is this rank's part, to be summed over ranks.
         Softmax's maximum, and then its sum and the target's logit together, are reduced for each chunk of tokens.
         """
-        return in_chunks(x_TD, weight_LD, targets_T, logit_scale, self._chunk_loss, self.chunk_rows)
+        def row_loss(logits_CL: Tensor, target_C: Tensor, needs_gradient: bool) -> RowLosses:
+            return self._row_loss(logits_CL, target_C, needs_gradient, logit_scale, z_loss_weight, backend)
+
+        return in_chunks(x_TD, weight_LD, targets_T, row_loss, self.chunk_rows)
 
     def gather_logits(self, logits_BSL: Tensor) -> Tensor:
         """[B, S, V] from every rank's [B, S, L]. Backward: gradients are summed over ranks, each takes its rows."""
         missing = self.chunk_rows - self.num_rows
         return all_gather(F.pad(logits_BSL, (0, missing)), 2, self.group)[..., : self.vocab_size]
 
-    def _chunk_loss(self, logits_CL: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
-        """`kernels.cross_entropy.chunk_cross_entropy`, with the softmax over every rank's logits."""
-        index_C, here_C = self._locate(target_C)
-        index_C1, here_C = index_C[:, None], here_C.to(logits_CL.dtype)
-        logits_CL -= all_max(logits_CL.amax(1, keepdim=True), self.group)
-        own_C = logits_CL.gather(1, index_C1)[:, 0] * here_C
-        sum_C, target_logit_C = all_sum(torch.stack([logits_CL.exp_().sum(1), own_C]), self.group)
-        dlogits_CL = logits_CL.div_(sum_C[:, None]).scatter_add_(1, index_C1, -here_C[:, None])
-        return sum_C.log() - target_logit_C, dlogits_CL
+    def _row_loss(
+        self, logits_CL: Tensor, target_C: Tensor, needs_gradient: bool, scale: float, z_loss_weight: float,
+        backend: str,
+    ) -> RowLosses:
+        """`kernels.cross_entropy_rows.cross_entropy_rows`, with the softmax over every rank's logits."""
+        own_3C, logits_CL = shard_statistics(logits_CL, target_C, self.start, scale, backend)
+        largest_C = all_max(own_3C[0], self.group)
+        own_sum_C = own_3C[1] * (own_3C[0] - largest_C).exp_()
+        sum_C, target_logit_C = all_sum(torch.stack([own_sum_C, own_3C[2]]), self.group)
+        lse_C = largest_C + sum_C.log()
+        loss_C = sum_C.log_() - (target_logit_C - largest_C) + z_loss_weight * lse_C.square()
+        loss_C.masked_fill_(target_C == IGNORED, 0.0)
+        if not needs_gradient:
+            return RowLosses(loss_C, logits_CL)
+        return RowLosses(
+            loss_C,
+            *shard_gradient(logits_CL, target_C, self.start, own_3C, lse_C, scale, z_loss_weight, backend),
+        )
 
     def _locate(self, token: Tensor) -> tuple[Tensor, Tensor]:
         """The row of each token here, 0 for those of other ranks and for none, and whether it is here."""

@@ -16,6 +16,7 @@ from kernels.cross_entropy import CHUNK_LOGITS
 from parallel.vocabulary import VocabularyShard
 
 T, D = 14, 6
+Z_LOSS_WEIGHT = 0.01
 
 
 def inputs(vocab_size: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,13 +33,16 @@ def own_rows(weight_VD: Tensor) -> Tensor:
     return weight_VD.chunk(dist.get_world_size())[dist.get_rank()].clone().requires_grad_()
 
 
-def split_loss(vocab_size: int, dtype: torch.dtype, scale: float, chunk_logits: int) -> tuple[Tensor, Tensor, Tensor]:
+def split_loss(
+    vocab_size: int, dtype: torch.dtype, scale: float, chunk_logits: int, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
     """On this rank: the loss, its part of the gradient of x, and the gradient of its rows."""
     x_TD, weight_VD, targets_T = inputs(vocab_size, dtype)
     x_TD.requires_grad_()
     weight = own_rows(weight_VD)
     with patch.dict(CHUNK_LOGITS, cpu=chunk_logits):
-        loss = VocabularyShard(vocab_size, dist.group.WORLD).cross_entropy(x_TD, weight, targets_T, scale)
+        loss = VocabularyShard(vocab_size, dist.group.WORLD).cross_entropy(
+            x_TD, weight, targets_T, scale, Z_LOSS_WEIGHT, backend)
     (loss * 0.5).backward()
     return loss.detach(), x_TD.grad, weight.grad
 
@@ -46,7 +50,7 @@ def split_loss(vocab_size: int, dtype: torch.dtype, scale: float, chunk_logits: 
 def whole_loss(vocab_size: int, dtype: torch.dtype, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     x_TD, weight_VD, targets_T = inputs(vocab_size, dtype)
     x_TD.requires_grad_(), weight_VD.requires_grad_()
-    loss = linear_cross_entropy(x_TD, weight_VD, targets_T, scale)
+    loss = linear_cross_entropy(x_TD, weight_VD, targets_T, scale, Z_LOSS_WEIGHT)
     (loss * 0.5).backward()
     return loss.detach(), x_TD.grad, weight_VD.grad
 
@@ -63,6 +67,17 @@ def test_cross_entropy_is_that_of_the_whole_vocabulary(ranks, num_ranks, vocab_s
         torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
     torch.testing.assert_close(sum(dx for _, dx, _ in results), dx_TD, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(torch.cat([dw for _, _, dw in results]), dweight_VD, rtol=1e-12, atol=1e-14)
+
+
+def test_triton_takes_the_same_steps(ranks):
+    """Its kernels on each rank's rows, the last of which has fewer, in two chunks."""
+    expected, dx_TD, dweight_VD = whole_loss(17, torch.float32, 0.7)
+    results = ranks.run(2, split_loss, 17, torch.float32, 0.7, 9 * 8, "triton")
+    for loss, _, _ in results:
+        assert torch.equal(loss, results[0][0])
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sum(dx for _, dx, _ in results), dx_TD, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.cat([dw for _, _, dw in results]), dweight_VD, rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_takes_its_softmax_in_float32(ranks):
