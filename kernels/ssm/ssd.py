@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.backend import runs_triton
 from kernels.ssm.documents import document_starts
+from kernels.ssm.ssd_operators import SSD
 
 
 def ssd(
@@ -21,6 +23,7 @@ def ssd(
     chunk_size: int = 64,
     document_BS: Tensor | None = None,
     state_BHPN: Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Structured state-space duality (https://arxiv.org/abs/2405.21060, section 6).
 
@@ -35,7 +38,11 @@ def ssd(
 
     Returns:
         y_BSHP of x's dtype, and the state after the last token, [B, H, P, N] in the arithmetic's dtype.
+
+    Triton multiplies matrices in the dtype of x, B and C, and sums in float32; it keeps its arguments only.
     """
+    if runs_triton(backend, x_BSHP, dt_BSH, B_BSGN, C_BSGN):
+        return _triton_ssd(x_BSHP, dt_BSH, A_H, B_BSGN, C_BSGN, D_H, document_BS, state_BHPN)
     num_groups, dtype, wide = B_BSGN.shape[2], x_BSHP.dtype, torch.promote_types(x_BSHP.dtype, torch.float32)
     x_BSHP, dt_BSH, A_H = x_BSHP.to(wide), dt_BSH.to(wide), A_H.to(wide)
     log_decay_BSH = dt_BSH * A_H
@@ -62,6 +69,19 @@ def ssd(
 
     y_BSHP = y_BZQGJP.flatten(3, 4).flatten(1, 2)[:, : x_BSHP.shape[1]] + x_BSHP * D_H.to(wide)[:, None]
     return y_BSHP.to(dtype), state_BGJPN.flatten(1, 2)
+
+
+def _triton_ssd(
+    x_BSHP: Tensor, dt_BSH: Tensor, A_H: Tensor, B_BSGN: Tensor, C_BSGN: Tensor, D_H: Tensor,
+    document_BS: Tensor | None, state_BHPN: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x_BSHP.dtype, torch.promote_types(B_BSGN.dtype, C_BSGN.dtype))
+    x, B, C = (tensor.to(dtype).contiguous() for tensor in (x_BSHP, B_BSGN, C_BSGN))
+    dt, A, D = (tensor.float().contiguous() for tensor in (dt_BSH, A_H, D_H))
+    document_BS = None if document_BS is None else document_BS.contiguous()
+    state_BHPN = None if state_BHPN is None else state_BHPN.float().contiguous()
+    y_BSHP, final_BHPN = SSD.apply(x, dt, A, B, C, D, document_BS, state_BHPN)
+    return y_BSHP.to(x_BSHP.dtype), final_BHPN
 
 
 def segment_sum(log_decay_Q: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ssd, ssd_step
+from tests.helpers.kernels import check_kernel
 
 
 def recurrence(x_BSHP, dt_BSH, A_H, B_BSGN, C_BSGN, D_H, state_BHPN, document_BS):
@@ -105,3 +106,33 @@ def test_bfloat16_inputs_are_computed_in_float32():
     assert y_BSHP.dtype == torch.bfloat16 and state_BHPN.dtype == torch.float32
     torch.testing.assert_close(y_BSHP, expected_y.bfloat16(), rtol=0, atol=0)
     torch.testing.assert_close(state_BHPN, expected_state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("sizes", "groups", "strength", "dtype", "packed", "has_state"), [
+    ((1, 2, 4, 4), 1, 1.0, torch.float32, False, False),
+    ((37, 4, 5, 6), 2, 1.0, torch.float32, True, True),  # chunks, widths and states that are no multiple of a block
+    # Of A's gradient, one number a head, terms nearly cancel in some heads: the more, the less one of them counts.
+    ((70, 4, 8, 16), 1, 1.0, torch.bfloat16, True, True),
+    ((70, 2, 8, 4), 1, 50.0, torch.bfloat16, False, True),  # states that are all but forgotten from token to token
+    ((20, 2, 8, 4), 1, 50.0, torch.float32, True, False),
+])
+def test_triton_equals_float64(sizes, groups, strength, dtype, packed, has_state):
+    seq_len, num_heads, head_dim, d_state = sizes
+    *inputs, state_BHPN = draw(0, 2, seq_len, num_heads, head_dim, groups, d_state, strength)
+    document_BS = documents(0, 2, seq_len) if packed else None
+
+    def by(backend):
+        return lambda *inputs: ssd(*inputs[:6], 16, document_BS, inputs[6], backend)
+
+    arguments = [*inputs, state_BHPN if has_state else None]
+    check_kernel(by("triton"), by("torch"), arguments, dtype, precise=[1, 2, 5, 6])
+
+
+def test_triton_carries_the_state_or_writes_it_alike(monkeypatch):
+    *inputs, state_BHPN = (tensor.detach().float() for tensor in draw(1))
+    results = []
+    for programs in (1, 10**9):
+        monkeypatch.setattr("kernels.ssm.ssd_operators.CARRIED_PROGRAMS", programs)
+        results.append(ssd(*inputs, state_BHPN=state_BHPN, backend="triton"))
+    for carried, written in zip(*results, strict=True):
+        torch.testing.assert_close(carried, written, rtol=1e-5, atol=1e-5)
