@@ -25,7 +25,9 @@ def gradient_norm(parameters: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
             local_gradients[_num_copies(parameter, mesh)].append(parameter.grad.to_local())
     squares = torch.zeros((), dtype=torch.float64, device=mesh.device_type)
     for num_copies, gradients in local_gradients.items():
-        squares += torch.nn.utils.get_total_norm(gradients).double().square() / num_copies
+        # In float32 the sum of a large tensor's squares loses digits, and others where shards are smaller.
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)
+        squares += torch.stack(norms).square().sum() / num_copies
     return all_sum(squares, dist.group.WORLD).sqrt()
 
 

@@ -161,7 +161,7 @@ def _tell(failed: int, ranks: list[_Rank]) -> int:
     output = ranks[failed].output
     output.seek(max(0, output.seek(0, os.SEEK_END) - SHOWN_BYTES))
     sys.stderr.write(output.read().decode(errors="replace"))
-    if len(ranks) > 1:
+    if len(ranks) > 1 or codes[failed] < 0:
         how = f"with exit code {code}" if codes[failed] >= 0 else f"killed by {signal.Signals(-codes[failed]).name}"
         print(f"rank {failed} failed first, {how}", file=sys.stderr)
     return code

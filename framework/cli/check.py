@@ -63,8 +63,12 @@ def parallel(
 
 def _named(names: str, dtype: str) -> list[Layout]:
     from framework.equivalence import parse_layout, require_engine
+    from framework.errors import UserError
 
-    layouts = [parse_layout(name.strip()) for name in names.split(",")]
+    given = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    if "" in given:
+        raise UserError(f"--layouts {names!r}: a name is empty; allowed: names joined by commas, as tp2,dp_shard2xep2")
+    layouts = [parse_layout(name) for name in given]
     for layout in layouts:
         require_engine(layout, dtype)
     return layouts
@@ -93,11 +97,15 @@ def _rows(loaded: Loaded, layouts: list[Layout], dtype: str) -> list[Row]:
 
     from framework.equivalence import check_layouts
     from parallel import RankPool
+    from parallel.pool import RankError
 
     pool, console = RankPool(), Console(stderr=True)
     try:
         rows = check_layouts(loaded, layouts, dtype, pool)
         return list(track(rows, "layouts", total=len(layouts), console=console, disable=not console.is_terminal))
+    except RankError as error:
+        print(f"upmix: {error}", file=sys.stderr)
+        sys.exit(1)
     finally:
         pool.close()
 

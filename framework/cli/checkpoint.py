@@ -59,6 +59,7 @@ def verify(path: Annotated[Path, typer.Argument(help="run folder, or one checkpo
     """Read every file of every checkpoint (or of one) and compare with the manifest; exit 1 if one is damaged."""
     from framework.training.checkpoint import damage
 
+    path = path.absolute()
     one = path.parent.name == "checkpoints"
     root, steps = (path.parent, [_place(path)[1]]) if one else (path / "checkpoints", _steps(path))
     reasons = {step: damage(root, step) for step in steps}

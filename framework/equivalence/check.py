@@ -12,6 +12,7 @@ from framework.equivalence.shrink import shrink_recipe
 from framework.errors import UserError
 from framework.recipe import Loaded, require_runnable
 from framework.recipe.schema import Parallel
+from parallel.pool import RankError
 
 if TYPE_CHECKING:
     from framework.equivalence.layouts import Layout
@@ -49,7 +50,10 @@ def _reference(small: Loaded, dtype: str, pool: RankPool, known: dict[str, Measu
 
 
 def _run(name: str, num_ranks: int, small: Loaded, dtype: str, pool: RankPool) -> list[Measured]:
-    parts = pool.run(num_ranks, measure, small, dtype, timeout=SECONDS_A_LAYOUT)
+    try:
+        parts = pool.run(num_ranks, measure, small, dtype, timeout=SECONDS_A_LAYOUT)
+    except RankError as error:
+        raise RankError(f"layout {name}: {error}") from None
     for part in parts:
         if isinstance(part, Refused):
             raise UserError(f"layout {name}: {part.reason}")

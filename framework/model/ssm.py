@@ -66,7 +66,8 @@ class Dynamics(nn.Module):
     def forward(self, dt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dt: projected time steps [..., I or H] -> softplus(dt + dt_bias), A = -exp(A_log) and D, float32 at least."""
         wide = torch.promote_types(dt.dtype, torch.float32)
-        A_log, D, bias = self.A_log.to(wide), self.D.to(wide), self.dt_bias.to(wide)
+        # D is handed on: a view of the parameter itself would lose what `fully_shard` hangs on results.
+        A_log, D, bias = self.A_log.to(wide), self.D.to(wide, copy=True), self.dt_bias.to(wide)
         return F.softplus(dt.to(wide) + bias), -A_log.exp(), D
 
 

@@ -129,7 +129,8 @@ def _refuse_changes(path: Path, stored: Recipe, given: Recipe) -> None:
     before, after = (_flatten(recipe.model_dump(mode="json")) for recipe in (stored, given))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not is_changeable(key):
-            raise UserError(f"{path}: a resume may not change {key} from {before.get(key)!r} to {after.get(key)!r}; "
+            old, new = ("null" if tree.get(key) is None else repr(tree[key]) for tree in (before, after))
+            raise UserError(f"{path}: a resume may not change {key} from {old} to {new}; "
                             f"allowed to change: {', '.join(CHANGEABLE)}")
 
 

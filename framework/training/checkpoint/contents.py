@@ -66,6 +66,7 @@ def consolidate(checkpoint: Path, out: Path, file_bytes: int = FILE_BYTES) -> li
             whole = {tensor.name: torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in part}
             load(checkpoint, whole, Peers())
             save_file({_bare(key): value for key, value in whole.items()}, folder / name, metadata={"format": "pt"})
+            (folder / name).chmod(0o644)  # it is made for its owner alone
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
     return [out / name for name in names]
 

@@ -52,7 +52,7 @@ def read_manifest(folder: Path) -> Manifest:
         if body["format"] != FORMAT:
             raise UserError(f"{folder}: format {body['format']} is not known; this version reads {FORMAT}")
         return Manifest(body["step"], body["progress"], body["files"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DamagedCheckpoint(f"{FILE_NAME} is missing") from None
     except UserError:
         raise

@@ -71,8 +71,8 @@ def test_a_row_out_of_tolerance_fails_the_command(give, monkeypatch):
 
 @pytest.mark.parametrize(("arguments", "told"), [
     (["quickstart", "--layouts", "tq2"], "layout 'tq2': no axis 'tq'; nearest: tp"),
-    (["quickstart", "--layouts", "dp_shard2,,ep2"], "layout '': no axis ''"),
-    (["quickstart", "--layouts", ""], "layout '': no axis ''"),
+    (["quickstart", "--layouts", "dp_shard2,,ep2"], "--layouts 'dp_shard2,,ep2': a name is empty"),
+    (["quickstart", "--layouts", ""], "--layouts '': a name is empty"),
     (["quickstart", "--layouts", "ep16"], "ep 16 does not divide the 8 experts"),
     (["quikstart", "--layouts", "ep2"], "no recipe 'quikstart'"),
     (["quickstart", "model.moe.granularity=7", "--layouts", "ep2"], "granularity 7 does not divide"),
