@@ -17,6 +17,8 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from framework.model.language_model import LanguageModel
 from framework.model.moe import MixtureOfExperts
 from framework.model.residual import ParallelResidual
+from kernels.moe import fused_experts  # noqa: F401  which makes the operators known
+from kernels.ssm import selective_scan, ssd  # noqa: F401
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +31,12 @@ KEPT = (
         "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
         "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable",
     )),
+    *(getattr(torch.ops.upmix, name).default for name in ("expert_ffn", "ssd", "selective_scan")),
     *(getattr(torch.ops._c10d_functional, name).default for name in (
         "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "all_reduce", "wait_tensor",
     )),
 )
-"""What selective recomputation keeps: the results of products, attention and exchanges between ranks.
+"""What selective recomputation keeps: the results of products, attention, experts, scans and exchanges between ranks.
 
 Not what is written into a tensor that stands already (`out=`), as the products of experts are on a CPU. Blocks must
 not change in place what is kept: the repetition would start from the changed values, and PyTorch may not notice.

@@ -55,14 +55,15 @@ class _FusedExpertFFN(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = dy_TD.contiguous(), *ctx.saved_tensors, ctx.activation
+        saved = ctx.saved_tensors
+        arguments = dy_TD.contiguous(), *saved, ctx.activation
         if ctx.buffers is None:
             dx_TD, dgate_M, dfirst_EFD, *dsecond_EFD, ddown_EDF = _backward(*arguments)
             dmatrices = (dfirst_EFD, *(dsecond_EFD or [None]), ddown_EDF)
         else:
             dx_TD, dgate_M = _backward_into(*arguments, ctx.buffers)
             dmatrices = None, None, None
-        return dx_TD, None, dgate_M.to(ctx.saved_tensors[2].dtype), None, *dmatrices, None, None, None, None
+        return dx_TD, None, dgate_M.to(saved[2].dtype), None, *dmatrices, None, None, None, None
 
 
 def _tile_rows(x_TD: Tensor, num_rows: int, num_experts: int) -> int:

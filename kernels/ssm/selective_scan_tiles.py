@@ -41,9 +41,10 @@ class SelectiveScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_BSI: Tensor, dlast_BIN: Tensor) -> tuple[Tensor | None, ...]:
-        x_BSI, _, A_IN, B_BSN, _, D_I, *_ = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        _, _, A_IN, _, _, D_I, *_ = saved
         dx_BSI, ddt_BSI, dA_BIN, dB_BSN, dC_BSN, dD_BI, dstate_BIN = _backward(
-            dy_BSI.contiguous(), dlast_BIN.contiguous(), *ctx.saved_tensors
+            dy_BSI.contiguous(), dlast_BIN.contiguous(), *saved
         )
         dstate_BIN = None if ctx.state_dtype is None else dstate_BIN.to(ctx.state_dtype)
         return (dx_BSI, ddt_BSI, dA_BIN.sum(0).to(A_IN.dtype), dB_BSN, dC_BSN, dD_BI.sum(0).to(D_I.dtype), None,

@@ -15,6 +15,7 @@ from framework.parallelize import parallelize
 from framework.parallelize.recompute import apply_recompute
 from framework.training.checkpoint.state import model_tensors
 from framework.training.statistics import ExpertStatistics, layer_name
+from kernels.backend import use_backend
 from parallel import Mesh, MeshSizes, set_gradient_sync
 from tests.helpers.models import MOE, SMALL, VOCAB, gradients_of, initialized
 
@@ -162,3 +163,24 @@ def test_layouts_give_the_same_bits_and_selective_exchanges_nothing_twice(ranks,
         assert_same(full, expected)
         assert num == same_num
         assert larger_num > num or sizes.tp == sizes.ep == 1
+
+
+def step_in_triton(kind: str) -> tuple[dict[str, Tensor], Counter]:
+    """Gradients of a model with experts and both scans, whose kernels run in Triton, and which operators ran."""
+    model, operations = initialized(torch.float32, pattern="EmM"), Operations()
+    apply_recompute(model, kind)
+    tokens_BS = torch.randint(VOCAB, (1, 6), generator=torch.Generator().manual_seed(0))
+    with use_backend("triton"), operations:
+        model(tokens_BS, Context(num_sequences=1), tokens_BS).backward()
+    return gradients_of(model), operations.counts
+
+
+def test_tritons_products_and_scans_are_kept_and_its_gradients_stay():
+    expected, once = step_in_triton("none")
+    kept, selective = step_in_triton("selective")
+    repeated, full = step_in_triton("full")
+    for name, gradient in expected.items():
+        assert torch.equal(gradient, kept[name]) and torch.equal(gradient, repeated[name]), name
+    for name, times in {"expert_ffn": 1, "ssd": 1, "selective_scan": 1, "route": 2, "gated_rms_norm": 2}.items():
+        operator = f"upmix.{name}.default"
+        assert (once[operator], selective[operator], full[operator]) == (1, times, 2), name
