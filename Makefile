@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 INSTALLED := $(VENV)/.installed-$(TORCH)
 
-.PHONY: demo test test-all install lint clean
+.PHONY: demo test test-all install lint clean kernels-triton3.6
 
 demo: install
 	$(VENV)/bin/upmix train quickstart --name quickstart --resume
@@ -33,5 +33,12 @@ $(INSTALLED): pyproject.toml
 lint: install
 	$(VENV)/bin/ruff check .
 
+# Kernels compiled by the oldest Triton that is supported, in front of the installed one: writes its table in docs/.
+kernels-triton3.6: install build/triton3.6
+	PYTHONPATH=build/triton3.6 $(VENV)/bin/python -m framework.bench.kernels --compile-only > build/kernels-triton3.6.md
+
+build/triton3.6:
+	$(VENV)/bin/pip install --quiet --no-deps --target $@ triton==3.6.0
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build

@@ -1,8 +1,11 @@
-"""`upmix bench train RECIPE`: how fast, against what the machine can do and against others."""
+"""`upmix bench train RECIPE` and `bench kernels`: how fast, against what the machine can do and against others."""
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +47,24 @@ def train(
     if place is None:
         sys.exit(start_ranks(world))
     _be_a_rank(place, loaded, steps, pairs, compare, as_json)
+
+
+@app.command("kernels")
+def kernels(
+    compile_only: Annotated[bool, typer.Option("--compile-only", help="compile for sm_90; needs no GPU")] = False,
+    check: Annotated[bool, typer.Option("--check", help="whether docs/ tells of these kernels")] = False,
+    floors: Annotated[bool, typer.Option("--floors", help="print an H100's floors; needs no GPU")] = False,
+    only: Annotated[str | None, typer.Option(help="kernels and shapes whose name contains this")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Time every kernel on the GPU here, or compile them all for an H100 and write docs/kernels_sm90_triton*.md."""
+    flags = {"--compile-only": compile_only, "--check": check, "--floors": floors, "--json": as_json}
+    arguments = [flag for flag, given in flags.items() if given] + ([] if only is None else ["--only", only])
+    # A process of its own: Triton's interpreter, once imported, is not to be turned off.
+    checkout = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (checkout, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "framework.bench.kernels", *arguments]
+    sys.exit(subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode)
 
 
 def _be_a_rank(place, loaded, steps: int, pairs: int, compare: str | None, as_json: bool) -> None:

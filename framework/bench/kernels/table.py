@@ -1,0 +1,79 @@
+"""Tables in Markdown, the same for the same rows wherever they are made, and the compiled kernels' read back."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import triton
+
+from framework.bench.kernels.case import Case
+from framework.bench.kernels.compile import Compiled
+from framework.bench.kernels.floor import Ceilings
+from framework.bench.kernels.timed import Timed, directions
+
+DOCS = Path(__file__).parents[3] / "docs"
+HEADINGS = {
+    "kernel": "kernel", "config": "first launched by, and its constants", "registers": "registers",
+    "spill_bytes": "spilled", "shared_bytes": "shared", "products": "products", "tensor_core_instructions": "HGMMA",
+    "store_bits": "store", "stores": "all stores", "load_bits": "load", "fingerprint": "fingerprint",
+}
+assert list(HEADINGS) == [field.name for field in fields(Compiled)], "a column for each field"
+
+
+def compiled_file(folder: Path = DOCS) -> Path:
+    """The table for the installed Triton."""
+    return folder / f"kernels_sm90_triton{'.'.join(triton.__version__.split('.')[:2])}.md"
+
+
+def compiled_text(rows: Sequence[Compiled]) -> str:
+    version = ".".join(triton.__version__.split(".")[:3])
+    return f"""# Kernels compiled for sm_90 by Triton {version}
+
+Written by `upmix bench kernels --compile-only`; kernels.md says what the kernels do. A row is one compilation: launches
+that differ in nothing that the compiler sees share it. Registers and spilled bytes are of a thread, shared bytes of a
+program; products are matrix products in the source, HGMMA a warpgroup's instructions for them; widths of accesses to
+global memory are in bits: the widest store, those of all stores, the widest load. The fingerprint changes with the
+kernel's code and its arguments' kinds.
+
+{markdown(list(HEADINGS.values()), ([_cell(getattr(row, name)) for name in HEADINGS] for row in rows))}
+"""
+
+
+def read_compiled(file: Path) -> list[Compiled]:
+    """The rows of a table as `compiled_text` wrote it; none where there is no file."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
+    names = list(HEADINGS)
+    return [Compiled(**{name: _value(name, cell) for name, cell in zip(names, row, strict=True)}) for row in rows]
+
+
+def floors_text(cases: Iterable[Case], ceilings: Ceilings) -> str:
+    """Floors by formula, for a table of which nothing was measured."""
+    rows = ([case.kernel, case.shape, direction, f"{1e3 * ceilings.seconds(work):.3f}", "not measured"]
+            for case in cases if case.timed for direction, work in directions(case).items())
+    return markdown(["kernel", "shape", "pass", "floor, ms", "time, ms"], rows)
+
+
+def timed_text(rows: Iterable[Timed]) -> str:
+    return markdown(
+        ["kernel", "shape", "pass", "floor, ms", "time, ms", "of the floor", "peers, ms", "error"],
+        ([row.kernel, row.shape, row.direction, f"{row.floor_milliseconds:.3f}",
+          row.fault or f"{row.milliseconds:.3f}", "" if row.of_floor is None else f"{row.of_floor:.0%}",
+          "; ".join(f"{name}: {took if isinstance(took, str) else f'{took:.3f}'}" for name, took in row.peers.items()),
+          "" if row.error is None else f"{row.error:.1e}"] for row in rows),
+    )
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _value(name: str, cell: str) -> object:
+    if name in ("kernel", "config", "fingerprint"):
+        return cell
+    return tuple(map(int, cell.split())) if name == "stores" else int(cell)

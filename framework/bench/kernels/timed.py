@@ -1,0 +1,114 @@
+"""Time every case on the GPU at hand, after its results were found right."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+
+import torch
+from triton.testing import do_bench
+
+from framework.bench.kernels.case import Arguments, Case, Work, call, forward_and_backward
+from framework.bench.kernels.check import TOLERANCE, largest_error
+from framework.bench.kernels.floor import Ceilings
+
+FORWARD, BOTH = "forward", "forward + backward"
+
+Measure = Callable[[Callable[[], object]], float]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A case in one direction. Times in milliseconds; error: relative, of results and gradients, before any timing.
+
+    milliseconds is None where fault says why. peers: the same work done otherwise, or why it was not.
+    """
+
+    kernel: str
+    shape: str
+    direction: str
+    floor_milliseconds: float
+    milliseconds: float | None = None
+    error: float | None = None
+    fault: str | None = None
+    peers: dict[str, float | str] = field(default_factory=dict)
+
+    @property
+    def of_floor(self) -> float | None:
+        """The floor's share of the time: 1 is as fast as can be."""
+        return None if self.milliseconds is None else self.floor_milliseconds / self.milliseconds
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self) | {"of_floor": self.of_floor}
+
+
+def median_milliseconds(function: Callable[[], object]) -> float:
+    """Of runs over a tenth of a second, by the GPU's own clock, its cache flushed before each."""
+    return do_bench(function, warmup=20, rep=100, return_mode="median")
+
+
+def directions(case: Case) -> dict[str, tuple[Work, ...]]:
+    """Which passes a case is timed in, and the work of each."""
+    if case.gradients_in_forward:
+        return {BOTH: case.forward}
+    return {FORWARD: case.forward} | ({BOTH: case.forward + case.backward} if case.backward else {})
+
+
+def time_cases(
+    cases: Sequence[Case], ceilings: Ceilings, device: torch.device, measure: Measure = median_milliseconds,
+    budget_seconds: float = float("inf"),
+) -> Iterator[Timed]:
+    """A row for each direction of each case, as they come; after budget_seconds no further case is timed."""
+    deadline = time.monotonic() + budget_seconds
+    for case in cases:
+        rows = {direction: Timed(case.kernel, case.shape, direction, 1e3 * ceilings.seconds(work))
+                for direction, work in directions(case).items()}
+        if time.monotonic() > deadline:
+            yield from (_changed(row, fault="not measured: no time left") for row in rows.values())
+            continue
+        try:
+            yield from _time_case(case, rows, device, measure)
+        except Exception as problem:  # a kernel that fails is its row's fault, and no other's
+            yield from (_changed(row, fault=_first_line(problem)) for row in rows.values())
+        finally:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _time_case(case: Case, rows: dict[str, Timed], device: torch.device, measure: Measure) -> list[Timed]:
+    error = largest_error(case, device)
+    if error > TOLERANCE:
+        known = error if math.isfinite(error) else None
+        return [_changed(row, error=known, fault=f"wrong by {error:.1e}") for row in rows.values()]
+    arguments = case.arguments(device, None)
+    return [
+        _changed(row, error=error, milliseconds=measure(_pass(case.run, arguments, direction)),
+                 peers=_peers(case, arguments, direction, measure))
+        for direction, row in rows.items()
+    ]
+
+
+def _pass(function: Callable[..., object], arguments: Arguments, direction: str) -> Callable[[], object]:
+    return partial(call if direction == FORWARD else forward_and_backward, function, arguments)
+
+
+def _peers(case: Case, arguments: Arguments, direction: str, measure: Measure) -> dict[str, float | str]:
+    found: dict[str, float | str] = {}
+    for name, function in case.peers.items():
+        if function is None:
+            found[name] = "not installed"
+            continue
+        try:
+            found[name] = measure(_pass(function, arguments, direction))
+        except Exception as problem:  # whatever another library raises is its row's, not the run's
+            found[name] = _first_line(problem)
+    return found
+
+
+def _changed(row: Timed, **changes: object) -> Timed:
+    return Timed(**(asdict(row) | changes))
+
+
+def _first_line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {problem}".splitlines()[0][:120]
