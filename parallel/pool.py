@@ -35,7 +35,8 @@ class RankError(RuntimeError):
 class RankPool:
     """Live gloo ranks on the CPU, one thread each; every call gets a fresh world of as many as it asks for.
 
-    Ranks are started when first needed, all anew after a failure, and die with this process.
+    Ranks are started when first needed, all anew after a failure, and closed with the pool. If this process
+    is killed they end when their call does.
     """
 
     def __init__(self) -> None:
