@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from framework.optim import build_adamw
 from framework.training.budget import make_budget
 from framework.training.peers import Peers
 from framework.training.preconditions import mesh_sizes
-from framework.training.setup import build_model, open_data_together
+from framework.training.setup import build_model, build_optimizer, open_data_together
 from framework.training.signals import StopRequest
 from framework.training.trainer import Trainer
 from parallel import Mesh
@@ -26,7 +25,7 @@ def make_trainer(loaded: Loaded, device: torch.device) -> Trainer:
     data = open_data_together(recipe, Peers())
     mesh = Mesh(mesh_sizes(recipe.parallel), device.type)
     model = build_model(loaded, mesh, device)
-    optimizer = build_adamw(model, recipe.optim)
+    optimizer = build_optimizer(loaded, model)
     return Trainer(recipe, make_budget(recipe.data, recipe.training), mesh, model, optimizer, data)
 
 

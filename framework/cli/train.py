@@ -17,6 +17,9 @@ def command(
     name: Annotated[str | None, typer.Option(help="of the run; default: the recipe's last part")] = None,
     runs_dir: Annotated[Path, typer.Option(help="where run folders stand")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run, if it is there")] = False,
+    only: Annotated[str | None, typer.Option(
+        "--slide", metavar="LENGTH", help="this slide alone; none: the trunk alone; default: the trunk, then all slides"
+    )] = None,
 ) -> None:
     """Train, starting all ranks on this machine, or as one rank of those that torchrun or srun started."""
     from framework.errors import UserError
@@ -31,17 +34,19 @@ def command(
     require_runnable(loaded)
     path = runs_dir / name
     place = find_place()
-    sys.exit(_start_ranks(loaded, path, resume) if place is None else _be_a_rank(place, loaded, path, resume))
+    how = loaded, path, resume, only
+    sys.exit(_start_ranks(*how) if place is None else _be_a_rank(place, *how))
 
 
-def _start_ranks(loaded, path: Path, resume: bool) -> int:
+def _start_ranks(loaded, path: Path, resume: bool, only: str | None) -> int:
     """Refuse or prepare what needs one process alone, then run this command once for each rank."""
     from framework.data import open_data
-    from framework.training import Admission, admit
+    from framework.training import Admission, admit_parts, parts_of, under_way
     from framework.training.preconditions import mesh_sizes, require_packages
 
-    if admit(path, loaded, resume) is Admission.FINISHED:
-        print(f"{path}: finished already", file=sys.stderr)
+    parts = parts_of(loaded, path, only)
+    if admit_parts(parts, resume) is Admission.FINISHED:
+        print("\n".join(f"{part.path}: finished already" for part in parts), file=sys.stderr)
         return 0
     recipe = loaded.recipe
     require_packages(recipe)
@@ -49,19 +54,20 @@ def _start_ranks(loaded, path: Path, resume: bool) -> int:
     code = start_ranks(mesh_sizes(recipe.parallel).world)
     if code == 128 + signal.SIGALRM:
         stall = f"{recipe.training.stall_minutes:g} minutes"
-        print(f"no step ended for {stall} (training.stall_minutes); where each rank stood: {path / 'stacks'}",
+        print(f"no step ended for {stall} (training.stall_minutes); where each rank stood: "
+              f"{under_way(parts).path / 'stacks'}",
               file=sys.stderr)
     return code
 
 
-def _be_a_rank(place, loaded, path: Path, resume: bool) -> int:
-    from framework.training import TrainingFailure, train
+def _be_a_rank(place, loaded, path: Path, resume: bool, only: str | None = None) -> int:
+    from framework.training import TrainingFailure, parts_of, train_parts
     from parallel import choose_device, join
 
     try:
         device = choose_device(place)
         with join(place, device, _patience(loaded.recipe.training.stall_minutes)):
-            return train(loaded, path, resume, device)
+            return train_parts(parts_of(loaded, path, only), resume, device)
     except TrainingFailure as error:
         print(f"upmix: {error}", file=sys.stderr)
         return 1

@@ -13,12 +13,11 @@ from torch.distributed.tensor import DTensor
 
 from framework.equivalence.random_tokens import RandomData, RandomTokens
 from framework.errors import UserError
-from framework.optim import build_adamw
 from framework.parametrization.roles import declarations
 from framework.training.budget import make_budget
 from framework.training.engines import Update
 from framework.training.preconditions import mesh_sizes
-from framework.training.setup import build_model
+from framework.training.setup import build_model, build_optimizer
 from framework.training.signals import StopRequest
 from framework.training.statistics import ExpertUse
 from framework.training.trainer import StepResult, Trainer
@@ -125,4 +124,4 @@ def _make_trainer(loaded: Loaded, dtype: torch.dtype) -> ObservedTrainer:
     model = build_model(loaded, mesh, torch.device("cpu"), computed_in=dtype)
     data = RandomData(RandomTokens(recipe.data.seq_len, recipe.model.vocab_size, recipe.training.seed))
     budget = make_budget(recipe.data, recipe.training)
-    return ObservedTrainer(recipe, budget, mesh, model, build_adamw(model, recipe.optim), data)
+    return ObservedTrainer(recipe, budget, mesh, model, build_optimizer(loaded, model), data)

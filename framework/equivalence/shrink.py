@@ -13,7 +13,19 @@ from framework.errors import UserError
 from framework.recipe import Architecture, Loaded, Origin, RecipeError, architecture
 from framework.recipe.check import check
 from framework.recipe.derive import section_of
-from framework.recipe.schema import FFN, Attention, Data, Mamba, Model, MoE, Optim, Recipe, Section, Training
+from framework.recipe.schema import (
+    FFN,
+    Attention,
+    Data,
+    Mamba,
+    Model,
+    MoE,
+    Optim,
+    Parametrization,
+    Recipe,
+    Section,
+    Training,
+)
 from framework.recipe.schema.model import SublayerVariant
 from framework.recipe.stages import num_stages
 
@@ -39,7 +51,7 @@ def shrink_recipe(loaded: Loaded, layout: Layout) -> Loaded:
     recipe = loaded.recipe
     small = Recipe(
         description=recipe.description, model=model, data=_data(recipe, layout), optim=_optim(recipe.optim),
-        parametrization=recipe.parametrization,
+        parametrization=_parametrization(recipe.parametrization),
         parallel=layout.parallel.model_copy(update={"dedup_dispatch": recipe.parallel.dedup_dispatch}),
         training=Training(steps=NUM_STEPS, seed=recipe.training.seed, recompute=recipe.training.recompute),
     )
@@ -120,6 +132,16 @@ def _data(recipe: Recipe, layout: Layout) -> Data:
     size = None if parallel.pp == 1 else max(1, share // (2 * parallel.pp))
     return Data(corpus="random tokens", seq_len=SEQ_LEN, batch_size=batch_size, micro_batch_size=size,
                 isolate_documents=recipe.data.isolate_documents)
+
+
+def _parametrization(settings: Parametrization) -> Parametrization:
+    """A base of half the width, so that factors on products and rates stand in the shrunk model too.
+
+    Matrices that start at zero, or next to it, would keep gradients from others in the first step, which is compared.
+    """
+    init = settings.init.model_copy(update={"relative_std": {}})
+    base = {} if settings.base_d_model is None else {"base_d_model": D_MODEL // 2, "base_model": {}}
+    return settings.model_copy(update={"init": init} | base)
 
 
 def _optim(optim: Optim) -> Optim:

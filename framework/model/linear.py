@@ -12,7 +12,8 @@ def all_of(x: Tensor) -> Tensor:
 
 
 class Linear(nn.Module):
-    """y = x W^T (+ b): `weight` float32 [d_out, d_in] of the given role, `bias` float32 [d_out], which starts at zero.
+    """y = multiplier * x W^T (+ b): `weight` float32 [d_out, d_in] of the given role, `bias` float32 [d_out], zero at
+    first. multiplier: 1, unless the parametrization scales the product.
 
     writes_residual: the output is added to the residual stream. fan_in: the width that the paper's init counts, where
     it is not d_in. init: fills the weight; None: the recipe's init rule does.
@@ -23,6 +24,7 @@ class Linear(nn.Module):
         fan_in: int | None = None, init: Init | None = None,
     ) -> None:
         super().__init__()
+        self.multiplier = 1.0
         declaration = Declaration(role, fan_in or d_in, writes_residual=writes_residual, init=init)
         add_parameter(self, "weight", (d_out, d_in), declaration)
         if bias:
@@ -33,4 +35,7 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: any float dtype [..., d_in] -> [..., d_out] in the same dtype."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        if self.multiplier == 1.0:
+            return F.linear(x, self.weight.to(x.dtype), bias)
+        y = F.linear(x, self.weight.to(x.dtype)) * self.multiplier
+        return y if bias is None else y + bias

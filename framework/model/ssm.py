@@ -77,6 +77,7 @@ def uniform(bound: float) -> Init:
     def fill(tensor: Tensor, generator: torch.Generator) -> None:
         tensor.uniform_(-bound, bound, generator=generator)
 
+    fill.__doc__ = f"Fill with uniform values in +-{bound:.3g}."
     return fill
 
 

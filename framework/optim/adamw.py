@@ -9,27 +9,31 @@ import torch
 from torch import nn
 
 from framework.optim.schedule import learning_rate
-from framework.parametrization import is_decayed, learning_rate_factors
+from framework.parametrization import STANDARD, Widths, is_decayed, learning_rate_factors
 from framework.parametrization.roles import declarations
 
 if TYPE_CHECKING:
     from framework.recipe.schema import Optim
 
 
-def build_adamw(model: nn.Module, optim: Optim, with_state: bool = True) -> torch.optim.AdamW:
+def build_adamw(
+    model: nn.Module, optim: Optim, widths: Widths = STANDARD, with_state: bool = True
+) -> torch.optim.AdamW:
     """Fused AdamW with one group for each (start factor, end factor, weight decay) that occurs.
 
-    The state of every parameter exists from the start, so that checkpoints always hold the same keys. `with_state`:
-    False where another holds it.
+    A parameter's factors are those of its width times those of its role. The state of every parameter exists from the
+    start, so that checkpoints always hold the same keys. `with_state`: False where another holds it.
     """
     factors = learning_rate_factors(optim.relative_lr)
     parameters = defaultdict(list)
-    for _, module, name, declaration in declarations(model):
-        decay = optim.weight_decay if is_decayed(declaration.role) else 0.0
-        parameters[*factors[declaration.role], decay].append(module.get_parameter(name))
-    groups = [{"params": members, "start": start, "end": end, "weight_decay": decay}
-              for (start, end, decay), members in parameters.items()]
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=True)
+    for full_name, module, name, declaration in declarations(model):
+        width, (start, end) = widths.rule(full_name), factors[declaration.role]
+        decay = optim.weight_decay * width.decay_factor if is_decayed(declaration.role) else 0.0
+        factors_of_group = start * width.lr_factor, end * width.lr_factor
+        parameters[*factors_of_group, decay, optim.eps * width.eps_factor].append(module.get_parameter(name))
+    groups = [{"params": members, "start": start, "end": end, "weight_decay": decay, "eps": eps}
+              for (start, end, decay, eps), members in parameters.items()]
+    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=tuple(optim.betas), fused=True)
     if with_state:
         _create_state(optimizer)
     return optimizer

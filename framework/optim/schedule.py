@@ -31,12 +31,22 @@ def decay_shape(optim: Optim, step: int, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress)) if cosine else 1 - progress
 
 
+def endpoints(optim: Optim, start: float = 1.0, end: float = 1.0) -> tuple[float, float]:
+    """The peak of a group of parameters, and the rate that its decay ends at; the peak again where nothing decays.
+
+    start, end: the group's factors on the peak and on the final rate (https://arxiv.org/abs/2507.03526): lr * start and
+    lr * final_lr_fraction * end. The second is relative to the final rate of the base, not to the group's own peak.
+    """
+    decays = optim.schedule == "cosine" or (optim.schedule == "trapezoid" and optim.decay_fraction > 0)
+    peak = optim.lr * start
+    return peak, optim.lr * optim.final_lr_fraction * end if decays else peak
+
+
 def learning_rate(optim: Optim, step: int, num_steps: int, start: float = 1.0, end: float = 1.0) -> float:
     """The rate of one group of parameters at a step (1..num_steps).
 
-    `start` and `end` are the group's factors on the peak and on the final rate (arXiv 2507.03526):
-    final + (peak - final) * shape, with peak = lr * start and final = lr * final_lr_fraction * end, times warm-up.
+    `start` and `end` are the group's factors, see `endpoints`: final + (peak - final) * shape, times warm-up.
     """
-    peak, final = optim.lr * start, optim.lr * optim.final_lr_fraction * end
+    peak, final = endpoints(optim, start, end)
     shape = decay_shape(optim, step, num_steps)
     return warmup_factor(step, optim.warmup_steps) * (final + (peak - final) * shape)

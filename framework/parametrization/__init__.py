@@ -2,5 +2,6 @@
 
 from framework.parametrization.init import initialize
 from framework.parametrization.learning_rate import is_decayed, learning_rate_factors
+from framework.parametrization.widths import STANDARD, Widths, widths
 
-__all__ = ["initialize", "is_decayed", "learning_rate_factors"]
+__all__ = ["STANDARD", "Widths", "initialize", "is_decayed", "learning_rate_factors", "widths"]

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from framework.parametrization.roles import Declaration, declarations
 from framework.parametrization.shards import Shards
+from framework.parametrization.widths import STANDARD, WidthRule, Widths
+from framework.recipe.parameters import family_of
 
 if TYPE_CHECKING:
     from framework.recipe.schema import Init
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, settings: "Init", seed: int) -> None:
+def initialize(model: nn.Module, settings: "Init", seed: int, widths: Widths = STANDARD) -> None:
     """Fill every parameter of a model in place, plain tensors and DTensors of any sharding alike; buffers start at 0.
 
     model: has `num_residual_branches`. Rules for a matrix that sums over fan_in values:
@@ -26,22 +28,29 @@ def initialize(model: nn.Module, settings: "Init", seed: int) -> None:
     truncated_normal_fixed: std scale / sqrt(fan_in), cut at 2 std;
     normal: std as given.
     An embedding has fan_in 1, a tied one d_model; an expert's fan_in is its own: d_model in, d_expert out.
-    `scale_residual_outputs` divides the std, before cutting, of matrices that write to the residual stream by
-    sqrt(num_residual_branches). Parameters that declare an init of their own follow that alone.
+    widths: what the parametrization makes of these rules, as the model grows from its base width. `relative_std` are
+    further factors on the std, by role or family. `scale_residual_outputs` divides the std, before cutting, of matrices
+    that write to the residual stream by sqrt(num_residual_branches). Parameters that declare an init of their own
+    follow that alone.
 
     A rank draws only the matrices that it holds a part of, on the CPU, one expert at a time.
     """
-    residual_factor = model.num_residual_branches**-0.5 if settings.scale_residual_outputs else 1.0
     for name, module, local_name, declaration in declarations(model):
-        factor = residual_factor if declaration.writes_residual else 1.0
-        std, cut = _spread(settings, declaration.fan_in, factor)
+        std, cut = spread(declaration, settings, widths.rule(name), model.num_residual_branches)
         _fill(module._parameters[local_name], declaration, std, cut, _first_seed(seed, name))
     for buffer in model.buffers():
         buffer.zero_()
 
 
-def _spread(settings: "Init", fan_in: int, factor: float) -> tuple[float, float]:
-    """Standard deviation before cutting, and the absolute value beyond which there is nothing."""
+def spread(
+    declaration: Declaration, settings: "Init", width: WidthRule, num_residual_branches: int
+) -> tuple[float, float]:
+    """Standard deviation before cutting of a matrix without an init of its own, and the absolute value beyond which
+    there is nothing."""
+    role, fan_in = declaration.role, declaration.fan_in / width.growth
+    factor = width.std_factor * settings.relative_std.get(role, settings.relative_std.get(family_of(role), 1.0))
+    if declaration.writes_residual and settings.scale_residual_outputs:
+        factor *= num_residual_branches**-0.5
     if settings.rule == "truncated_normal":
         return factor * math.sqrt(settings.scale / fan_in), 2 * settings.scale
     if settings.rule == "truncated_normal_fixed":

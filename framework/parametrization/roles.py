@@ -56,7 +56,8 @@ class Declaration:
     fan_in: width that a matrix sums over (per expert for experts); 1 for embeddings, vectors and scalars.
     stacked: dim 0 enumerates independent matrices (experts), each initialised on its own.
     writes_residual: the matrix's output is added to the residual stream.
-    init: fills the full tensor in place from a generator; None where the recipe's init rule applies.
+    init: fills the full tensor in place from a generator, its docstring says with what ("Fill with ..."); None where
+    the recipe's init rule applies.
     """
 
     role: Role
@@ -94,4 +95,5 @@ def constant(value: float) -> Init:
     def fill(tensor: torch.Tensor, generator: torch.Generator) -> None:
         tensor.fill_(value)
 
+    fill.__doc__ = f"Fill with {value:g}."
     return fill

@@ -8,10 +8,10 @@ from framework.recipe.files import recipe_names
 from framework.recipe.load import Loaded, load_recipe, read_description
 from framework.recipe.parameters import Parameter, parameters
 from framework.recipe.schema import Model, Recipe
-from framework.recipe.sizes import role_rows, sizes
+from framework.recipe.sizes import sizes
 
 __all__ = [
     "Architecture", "Layer", "Loaded", "Model", "Origin", "Parameter", "Recipe", "RecipeError", "Sublayer",
     "architecture", "derived_value", "dump", "load_recipe", "parameters", "read_description", "recipe_names",
-    "require_runnable", "role_rows", "sizes",
+    "require_runnable", "sizes",
 ]

@@ -6,19 +6,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from framework.recipe.architecture import Architecture
-from framework.recipe.errors import DEFAULT, RecipeError, nearest
+from framework.recipe.base_model import base_architecture
+from framework.recipe.errors import DEFAULT, RecipeError, nearest, shorten
 from framework.recipe.layout_fit import context_misfits, pipeline_misfits, tensor_misfits
 from framework.recipe.parameters import family_of, parameters
-from framework.recipe.schema import Data, Parallel, Recipe
+from framework.recipe.schema import Data, Optim, Parallel, Recipe, Training
 
 if TYPE_CHECKING:
     from framework.recipe.load import Loaded
-
-LATER = {
-    "parametrization.base_d_model": None,
-}
-"""Dotted keys with the one value that can run so far."""
-
 
 def check(recipe: Recipe, architecture: Architecture) -> None:
     """Raise RecipeError for a layout, a batch or a rule over roles that cannot be."""
@@ -28,18 +23,15 @@ def check(recipe: Recipe, architecture: Architecture) -> None:
         _check_batch(size, key, recipe.data, recipe.parallel)
     _check_layout(recipe, architecture)
     _check_roles(recipe, architecture)
+    _check_parametrization(recipe, architecture)
+    _check_slides(recipe.training, recipe.optim)
     first_last = recipe.training.profile_steps
     if first_last and first_last[0] > first_last[1]:
         raise RecipeError("training.profile_steps", f"given {list(first_last)}; allowed: the first step, then the last")
 
 
 def require_runnable(loaded: Loaded) -> None:
-    """Raise RecipeError where a recipe, fine to look at, cannot be trained: a later axis, no length, no data."""
-    for key, allowed in LATER.items():
-        section, _, field = key.partition(".")
-        given = getattr(getattr(loaded.recipe, section), field)
-        if given != allowed:
-            raise _placed(loaded, key, f"given {given}, which is not available yet; allowed: {allowed}")
+    """Raise RecipeError where a recipe, fine to look at, cannot be trained: no length, no data."""
     if loaded.recipe.training.steps is None and loaded.recipe.training.tokens is None:
         raise _placed(loaded, "training", "neither steps nor tokens is given; allowed: one of them")
     if loaded.recipe.data.corpus is None and not loaded.recipe.data.blend:
@@ -116,7 +108,40 @@ def _check_layout(recipe: Recipe, architecture: Architecture) -> None:
 def _check_roles(recipe: Recipe, architecture: Architecture) -> None:
     roles = list(dict.fromkeys(row.role for row in parameters(architecture)))
     present = roles + list(dict.fromkeys(family for role in roles if (family := family_of(role))))
-    for name in recipe.optim.relative_lr:
-        if name not in present:
-            raise RecipeError(f"optim.relative_lr.{name}", f"matches no parameter{nearest(name, present)}; "
-                              f"allowed: {', '.join(present)}")
+    for key, rules in (("optim.relative_lr", recipe.optim.relative_lr),
+                       ("parametrization.init.relative_std", recipe.parametrization.init.relative_std)):
+        for name in rules:
+            if name not in present:
+                raise RecipeError(f"{key}.{name}", f"matches no parameter{nearest(name, present)}; "
+                                  f"allowed: {', '.join(present)}")
+
+
+def _check_parametrization(recipe: Recipe, architecture: Architecture) -> None:
+    settings = recipe.parametrization
+    base_architecture(architecture.model, settings)
+    if settings.base_d_model is not None:
+        return
+    neutral = {"kind": ("standard",), "attention_scale": ("auto", "inverse_sqrt"), "base_model": ({},)}
+    for key, allowed in neutral.items():
+        if (given := getattr(settings, key)) not in allowed:
+            raise RecipeError(f"parametrization.{key}", f"given {shorten(given)} without base_d_model; allowed: with "
+                              "the width at which all kinds are one")
+
+
+def _check_slides(training: Training, optim: Optim) -> None:
+    """Only a trapezoid runs on one rate, whatever its length, until it decays; shorter ones are then a part of it."""
+    slides, unit = training.slides, training.unit
+    if not slides:
+        return
+    if optim.schedule != "trapezoid" or optim.decay_fraction == 0:
+        key, given = ("schedule", optim.schedule) if optim.schedule != "trapezoid" else ("decay_fraction", 0)
+        raise RecipeError(("training.slides", f"optim.{key}"), f"given with {key} {given}; allowed: with schedule "
+                          "trapezoid and a decay_fraction above 0")
+    if unit is None:
+        raise RecipeError("training.slides", "given without a length; allowed: with training.steps or training.tokens, "
+                          "in whose unit they are")
+    if list(slides) != sorted(set(slides)):
+        raise RecipeError("training.slides", f"given {shorten(slides)}; allowed: rising lengths")
+    if slides[-1] >= (length := getattr(training, unit)):
+        raise RecipeError(("training.slides", f"training.{unit}"), f"a slide of {slides[-1]} {unit} in a run of "
+                          f"{length}; allowed: shorter ones, in {unit} as the run's own length")

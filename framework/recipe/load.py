@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.recipe.architecture import Architecture, architecture, variants
+from framework.recipe.auto_lr import KEY as LEARNING_RATE
+from framework.recipe.auto_lr import law_rate, without_auto
 from framework.recipe.check import check
-from framework.recipe.derive import reference_d_ff
 from framework.recipe.errors import DEFAULT, Origin, RecipeError, shorten
 from framework.recipe.exclusive import settle_exclusive
 from framework.recipe.files import display, find, read_text
-from framework.recipe.schema import FORMAT, Model, Recipe
-from framework.recipe.settle import Replaced, settle_ffn, settle_moe
+from framework.recipe.schema import FORMAT, Recipe
+from framework.recipe.settle_model import settle_model
 from framework.recipe.tree import merge, override, walk
-from framework.recipe.validate import join, schema_keys, validate
+from framework.recipe.validate import schema_keys, validate
 from framework.recipe.yaml_reader import Entry, plain, read_yaml
 
 NOT_INHERITED = ("format", "description", "extends")
@@ -61,31 +62,23 @@ def read_description(name: str) -> str:
 def _resolve(tree: Entry, stated: dict[str, Entry], origins: dict[str, Origin]) -> Loaded:
     level = {key: entry.level for key, entry in stated.items()}
     values, replaced = settle_exclusive(plain(tree), level)
+    values, is_auto = without_auto(values)
     recipe = validate(Recipe, values)
     if recipe.format != FORMAT:
         raise RecipeError("format", f"given {recipe.format}; allowed: {FORMAT}")
-    model, replaced_sizes = _settle_sizes(recipe.model, level)
+    model, replaced_sizes = settle_model(recipe.model, level)
     recipe = recipe.model_copy(update={"model": model})
     variants(model)
     structure = architecture(model)
-    check(recipe, structure)
     found = {key: DEFAULT for key in schema_keys(Recipe)} | origins
+    if is_auto:
+        rate, how = law_rate(structure, recipe.parametrization)
+        recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": rate})})
+        found[LEARNING_RATE] = Origin(f"{how}, {origins[LEARNING_RATE]}")
+    check(recipe, structure)
     for key, by in (replaced | replaced_sizes).items():
         found[key] = Origin(f"{'replaced by' if key in origins else 'kept from'} {by}, {origins[by]}")
     return Loaded(recipe, found, structure)
-
-
-def _settle_sizes(model: Model, level: dict[str, int]) -> tuple[Model, Replaced]:
-    ffn_level, moe_level = (
-        {name: level.get(join("model", section, name), -1) for name in type(getattr(model, section)).model_fields}
-        for section in ("ffn", "moe")
-    )
-    ffn, ffn_replaced = settle_ffn(model.ffn, ffn_level)
-    model = model.model_copy(update={"ffn": ffn})
-    moe, moe_replaced = settle_moe(model.moe, moe_level, reference_d_ff(model))
-    replaced = {f"model.ffn.{lost}": f"model.ffn.{by}" for lost, by in ffn_replaced.items()}
-    replaced |= {f"model.moe.{lost}": f"model.moe.{by}" for lost, by in moe_replaced.items()}
-    return model.model_copy(update={"moe": moe}), replaced
 
 
 def _read_layers(path: Path, chain: tuple[Path, ...]) -> list[Entry]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 from framework.recipe.architecture import Architecture, used_d_ff
 from framework.recipe.flops import training_flops_per_token
@@ -35,22 +33,6 @@ def sizes(architecture: Architecture, seq_len: int) -> dict[str, int | None]:
         "params_active_non_embedding": sum(row.active_size for row in body),
         "flops_per_token": training_flops_per_token(architecture, seq_len, rows),
     }
-
-
-def role_rows(architecture: Architecture) -> list[dict[str, Any]]:
-    """One row for each role and shape: role, shape, count (parameters of that shape), size and active_size (numbers
-    in all of them)."""
-    rows = parameters(architecture)
-    counts = Counter((row.role, row.shape) for row in rows)
-    sizes, active = Counter(), Counter()
-    for row in rows:
-        sizes[row.role, row.shape] += row.size
-        active[row.role, row.shape] += row.active_size
-    return [
-        {"role": role, "shape": list(shape), "count": count, "size": sizes[role, shape],
-         "active_size": active[role, shape]}
-        for (role, shape), count in counts.items()
-    ]
 
 
 def _count(rows: list[Parameter], wanted: Callable[[Parameter], bool]) -> int:

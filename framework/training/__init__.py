@@ -7,10 +7,16 @@ _HOMES = {
     "LoadedRun": "load",
     "TrainingFailure": "trainer",
     "admit": "run_folder",
+    "admit_parts": "parts",
     "choose_step": "load",
     "evaluate": "evaluation",
+    "list_slides": "slides",
     "load_run": "load",
+    "parts_of": "parts",
+    "slide_recipe": "slides",
     "train": "start",
+    "train_parts": "start",
+    "under_way": "parts",
 }
 __all__ = list(_HOMES)
 

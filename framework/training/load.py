@@ -12,6 +12,7 @@ import torch
 from framework.data import load_tokenizer
 from framework.errors import UserError
 from framework.model import LanguageModel, build_language_model
+from framework.parametrization import widths
 from framework.recipe import load_recipe
 from framework.training.checkpoint import (
     DamagedCheckpoint,
@@ -51,7 +52,7 @@ def load_run(path: str | Path, step: int | None = None, device: torch.device | s
     loaded = load_recipe(str(path / "recipe.yaml"))
     step = choose_step(path / "checkpoints", step)
     with torch.device("meta"):
-        model = build_language_model(loaded.architecture)
+        model = build_language_model(loaded.architecture, widths(loaded.recipe, loaded.architecture))
     model.to_empty(device=device)
     try:
         load(checkpoint_folder(path / "checkpoints", step), model_tensors(model), Peers())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -22,12 +22,17 @@ logger = logging.getLogger(__name__)
 
 
 class Loop:
-    """Takes a trainer through its steps. Collective over all ranks; only rank 0 has callbacks that write."""
+    """Takes a trainer through its steps. Collective over all ranks; only rank 0 has callbacks that write.
+
+    branch_steps: after which it saves, whatever the recipe's interval.
+    """
 
     def __init__(
         self, trainer: Trainer, checkpointer: Checkpointer, callbacks: Iterable[Callback], flops_per_token: float,
+        branch_steps: Set[int] = frozenset(),
     ) -> None:
         self.trainer, self.checkpointer, self.callbacks = trainer, checkpointer, list(callbacks)
+        self.branch_steps = branch_steps
         self.recipe, self.budget = trainer.recipe, trainer.budget
         self.flops_per_token = flops_per_token
 
@@ -45,7 +50,7 @@ class Loop:
                 self._report(step, result)
                 if self._evaluates_after(step):
                     self._row(eval_row(step, self._evaluate()))
-                if stopped or step == num_steps or is_due(step, self.recipe.checkpoint.every):
+                if stopped or step == num_steps or self._saves_after(step):
                     self._save(step)
                 self.checkpointer.check()
                 self._each("end", step)
@@ -62,6 +67,9 @@ class Loop:
     def _evaluates_after(self, step: int) -> bool:
         due = step == self.budget.num_steps or is_due(step, self.recipe.training.eval_every)
         return due and self.trainer.data.validation.num_windows > 0
+
+    def _saves_after(self, step: int) -> bool:
+        return step in self.branch_steps or is_due(step, self.recipe.checkpoint.every)
 
     def _evaluate(self) -> Evaluation:
         trainer, batch, sizes = self.trainer, self.trainer.mesh.batch, self.trainer.mesh.sizes

@@ -10,18 +10,16 @@ import torch
 from rich.console import Console
 
 from framework.files import write_atomically
-from framework.optim import build_adamw
 from framework.recipe import sizes
 from framework.training import callbacks as watchers
 from framework.training.budget import make_budget
 from framework.training.checkpoint import Checkpointer
+from framework.training.groups import Groups
 from framework.training.loop import Loop
 from framework.training.metrics import cut_rows_after
-from framework.training.peers import Peers
-from framework.training.preconditions import mesh_sizes
-from framework.training.setup import build_model
+from framework.training.setup import build_model, build_optimizer
+from framework.training.slides import list_slides
 from framework.training.trainer import Progress, Trainer
-from parallel import Mesh
 
 if TYPE_CHECKING:
     from framework.data import DataSet
@@ -34,16 +32,18 @@ class Run:
     """Everything that a run is made of, on one rank."""
 
     def __init__(
-        self, loaded: Loaded, path: Path, peers: Peers, console: Console, device: torch.device, data: DataSet,
+        self, loaded: Loaded, path: Path, groups: Groups, console: Console, device: torch.device, data: DataSet,
     ) -> None:
-        self.loaded, self.recipe, self.path, self.peers, self.console = loaded, loaded.recipe, path, peers, console
+        self.loaded, self.recipe, self.path, self.console = loaded, loaded.recipe, path, console
+        self.peers, mesh = groups.peers, groups.mesh
         self.budget = make_budget(self.recipe.data, self.recipe.training)
-        mesh = Mesh(mesh_sizes(self.recipe.parallel), device.type)
         model = build_model(loaded, mesh, device)
-        optimizer = build_adamw(model, self.recipe.optim, with_state=self.recipe.parallel.engine == "fsdp")
+        optimizer = build_optimizer(loaded, model)
         self.trainer = Trainer(self.recipe, self.budget, mesh, model, optimizer, data)
+        self.branch_steps = frozenset(slide.branch_step for slide in list_slides(loaded, path.name))
         rules = self.recipe.checkpoint
-        self.checkpointer = Checkpointer(path / "checkpoints", Peers(), rules.keep_last, rules.keep_every)
+        self.checkpointer = Checkpointer(path / "checkpoints", groups.writers, rules.keep_last, rules.keep_every,
+                                         self.branch_steps)
 
     def train(self) -> int:
         """Go on from the newest good checkpoint to the last step. Returns 0, or the signal that ended it before."""
@@ -56,7 +56,8 @@ class Run:
                     self.peers.count)
         callbacks = self._callbacks(first_step)
         try:
-            return Loop(self.trainer, self.checkpointer, callbacks, facts["flops_per_token"]).run(first_step)
+            loop = Loop(self.trainer, self.checkpointer, callbacks, facts["flops_per_token"], self.branch_steps)
+            return loop.run(first_step)
         finally:
             for callback in callbacks:
                 callback.close()

@@ -9,8 +9,9 @@ import torch
 from framework.data import open_data
 from framework.errors import UserError
 from framework.model import LanguageModel, build_language_model
+from framework.optim import build_adamw
 from framework.parallelize import parallelize, prepare_for_zero
-from framework.parametrization import initialize
+from framework.parametrization import initialize, widths
 from framework.recipe.stages import num_stages, stage_layers
 from framework.training.peers import Peers
 from parallel import Mesh
@@ -41,16 +42,22 @@ def build_model(
         own for activations.
     Raises UserError where the model cannot be split so.
     """
-    training = loaded.recipe.training
+    training, rules = loaded.recipe.training, widths(loaded.recipe, loaded.architecture)
     with torch.device("meta"):
-        model = build_language_model(loaded.architecture).to(computed_in)
+        model = build_language_model(loaded.architecture, rules).to(computed_in)
     try:
         model = _split(model, loaded, mesh, computed_in or getattr(torch, training.dtype))
     except ValueError as error:
         raise UserError(f"parallel: {error}") from error
     model.to_empty(device=device)
-    initialize(model, loaded.recipe.parametrization.init, training.seed)
+    initialize(model, loaded.recipe.parametrization.init, training.seed, rules)
     return model
+
+
+def build_optimizer(loaded: Loaded, model: LanguageModel) -> torch.optim.AdamW:
+    """The recipe's optimizer of its model; without state where DeepSpeed's engine holds it."""
+    recipe, rules = loaded.recipe, widths(loaded.recipe, loaded.architecture)
+    return build_adamw(model, recipe.optim, rules, with_state=recipe.parallel.engine == "fsdp")
 
 
 def _split(model: LanguageModel, loaded: Loaded, mesh: Mesh, dtype: torch.dtype) -> LanguageModel:

@@ -1,7 +1,8 @@
-"""A run from its recipe to DONE, on every rank."""
+"""A run from its recipe to DONE, on every rank; a recipe's runs one after the other."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import IO, TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from framework.training.branch import branch_off
 from framework.training.data_state import FILE_NAME, hold_data, refuse_other_data, require_same_data
+from framework.training.groups import Groups
 from framework.training.logs import log_to
-from framework.training.peers import Peers
+from framework.training.parts import Part, admit_parts
 from framework.training.preconditions import require_packages, require_ranks
 from framework.training.run import Run
 from framework.training.run_folder import Admission, admit, enter
@@ -24,14 +27,36 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train(loaded: Loaded, path: Path, resume: bool, device: torch.device) -> int:
-    """Train a recipe in a run folder, from its newest good checkpoint if it has one. Collective over the world.
+def train_parts(parts: tuple[Part, ...], resume: bool, device: torch.device) -> int:
+    """Train a recipe's runs one after the other, each slide from its trunk's checkpoint. Collective over the world.
 
+    Returns 0 when all are finished, or 128 + the number of the signal that stopped one. Raises as `train` does, and
+    UserError as `admit_parts` and `branch_off` do.
+    """
+    layout = parts[0].loaded.recipe.parallel
+    groups = Groups(layout, device.type)
+    require_ranks(layout, groups.peers.count)
+    groups.peers.lead(lambda: admit_parts(parts, resume))
+    for part in parts:
+        if part.trunk is not None:
+            groups.peers.lead(lambda part=part: branch_off(part.trunk.path, part.slide, part.loaded, part.path))
+        if code := train(part.loaded, part.path, resume or part.trunk is not None, device, groups):
+            return code
+        gc.collect()  # the model of one run must be gone before the next one is built
+    return 0
+
+
+def train(loaded: Loaded, path: Path, resume: bool, device: torch.device, groups: Groups | None = None) -> int:
+    """Train one run in its folder, from its newest good checkpoint if it has one. Collective over the world.
+
+    groups: of an earlier run on the same layout; None: new ones. Slides of the recipe are not trained, but the
+    checkpoints that they branch off are kept.
     Returns 0 when the run is finished, or 128 + the number of the signal that stopped it after a checkpoint.
     Raises UserError (see `preconditions`, `run_folder.enter`, `data_state`, `Checkpointer.load_newest`),
     TrainingFailure, and RuntimeError for a checkpoint that could not be written.
     """
-    peers = Peers()
+    groups = groups or Groups(loaded.recipe.parallel, device.type)
+    peers = groups.peers
     require_ranks(loaded.recipe.parallel, peers.count)
     locks: list[IO[str]] = []  # of rank 0, held until the run is over
 
@@ -56,7 +81,7 @@ def train(loaded: Loaded, path: Path, resume: bool, device: torch.device) -> int
         return 0
     console = Console(stderr=True)
     log_to(console, path if peers.leads else None)
-    run = Run(loaded, path, peers, console, device, data)
+    run = Run(loaded, path, groups, console, device, data)
     if stopped := run.train():
         if peers.leads:
             logger.info("stopped by %s after a checkpoint; --resume goes on from there", signal.Signals(stopped).name)

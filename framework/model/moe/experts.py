@@ -10,11 +10,13 @@ from kernels import expert_ffn
 class Experts(nn.Module):
     """`gate` [E, F, D] (swiglu only), `up` [E, F, D], `down` [E, D, F], float32; no biases.
 
-    The init rule sees each expert as a feed-forward block of its own: `down` sums over F = d_expert.
+    The init rule sees each expert as a feed-forward block of its own: `down` sums over F = d_expert. multiplier: of the
+    products with `gate` and `up`; 1, unless the parametrization scales them.
     """
 
     def __init__(self, d_model: int, num_experts: int, d_expert: int, activation: str) -> None:
         super().__init__()
+        self.multiplier = 1.0
         self.activation = activation
         wide, narrow = (num_experts, d_expert, d_model), (num_experts, d_model, d_expert)
         if activation == "swiglu":
@@ -26,6 +28,8 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, assignment: Assignment) -> Tensor:
         """y_TD in the dtype of x: per token, the sum of its experts' outputs times their gates."""
+        if self.multiplier != 1.0:
+            x_TD = x_TD * self.multiplier
         gate_EFD = None if self.gate is None else self.gate.to(x_TD.dtype)
         return expert_ffn(
             x_TD, assignment.token_M, assignment.gate_M, assignment.counts_E,

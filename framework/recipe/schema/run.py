@@ -1,12 +1,13 @@
 """How it is trained: data, optimizer, training, checkpoints, layout."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from framework.recipe.schema.base import NullEmpties, Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Lengths = Annotated[tuple[PositiveInt, ...], BeforeValidator(lambda value: () if value is None else value)]
 
 
 class Data(Section):
@@ -42,7 +43,7 @@ class RelativeLR(Section):
 
 
 class Optim(Section):
-    lr: PositiveFloat = Field(1e-3, description="peak learning rate")
+    lr: PositiveFloat = Field(1e-3, description="peak learning rate; auto: from the model's sizes by the joint law")
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: float = Field(0.1, ge=0, description="on matrices; never on norms, biases, A, D")
@@ -67,17 +68,34 @@ class Init(Section):
     std: PositiveFloat = Field(0.02, description="normal: standard deviation")
     scale_residual_outputs: bool = Field(False, description="divide the std of matrices that write to the residual "
                                          "stream by sqrt(number of residual sublayers)")
+    relative_std: Annotated[dict[str, NonNegativeFloat], NullEmpties] = Field(
+        default_factory=dict, description="factors on the std that the rule gives, by role or family of roles; 0: zeros"
+    )
 
 
 class Parametrization(Section):
-    kind: Literal["standard"] = "standard"
-    base_d_model: PositiveInt | None = None
+    """How initial values and learning rates follow the width: Tensor Programs V, and arXiv 2508.09752 for experts."""
+
+    kind: Literal["standard", "mup", "simple_p"] = Field(
+        "standard", description="mup: maximal update, for every role; simple_p: for experts alone"
+    )
+    base_d_model: PositiveInt | None = Field(None, description="width at which all kinds are one")
+    base_model: Annotated[dict[str, Any], NullEmpties] = Field(
+        default_factory=dict, description="what else differs in the model of base width, as {moe: {num_experts: 8}}"
+    )
+    attention_scale: Literal["auto", "inverse", "inverse_sqrt"] = Field(
+        "auto", description="q.k over head_dim (alike at base width) or over its root; auto: inverse in mup"
+    )
+    scale_weight_decay: bool = Field(False, description="learning rate * weight decay as at base width, for every role")
     init: Init = Init()
 
 
 class Training(Section):
     steps: PositiveInt | None = Field(None, description="optimizer steps")
     tokens: PositiveInt | None = Field(None, description="token budget, instead of steps")
+    slides: Lengths = Field(
+        (), description="trapezoid: shorter lengths, in tokens or steps as its own; each a decay that branches off"
+    )
     seed: NonNegativeInt = 0
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of activations and matrix products")
     eval_every: PositiveInt | None = Field(None, description="steps between evaluations; None: only at the end")
@@ -92,6 +110,11 @@ class Training(Section):
     profile_steps: tuple[PositiveInt, PositiveInt] | None = Field(None, description="first and last step to trace")
     memory_snapshot: bool = Field(False, description="on CUDA: record allocations, written when the run ends")
     wandb: bool = Field(False, description="metrics to Weights & Biases too (extra wandb; WANDB_MODE=offline works)")
+
+    @property
+    def unit(self) -> Literal["steps", "tokens"] | None:
+        """What the length is stated in; None without one."""
+        return next((unit for unit in ("steps", "tokens") if getattr(self, unit) is not None), None)
 
 
 class Checkpoint(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,12 @@ class Checkpointer:
     Leaving a `with` block of the checkpointer waits for the save under way, whatever ended the block.
     """
 
-    def __init__(self, root: Path, peers: Peers, keep_last: int | None = None, keep_every: int | None = None) -> None:
+    def __init__(
+        self, root: Path, peers: Peers, keep_last: int | None = None, keep_every: int | None = None,
+        keep_steps: Set[int] = frozenset(),
+    ) -> None:
         self.root, self.peers = root, peers
-        self.keep_last, self.keep_every = keep_last, keep_every
+        self.keep_last, self.keep_every, self.keep_steps = keep_last, keep_every, keep_steps
         self._newest: int | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -158,7 +161,8 @@ class Checkpointer:
         write_manifest(temporary, manifest)
         temporary.rename(folder.checkpoint_folder(self.root, manifest.step))
         force_to_disk(self.root)
-        for old in folder.surplus(folder.steps_present(self.root), self.keep_last, self.keep_every):
+        present = folder.steps_present(self.root)
+        for old in folder.surplus(present, self.keep_last, self.keep_every, self.keep_steps):
             folder.remove(self.root, old)
 
     def _on_each(self, function: Callable[[], Any]) -> list[Any]:

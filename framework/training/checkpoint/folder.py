@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Set
 from itertools import chain, count
 from pathlib import Path
 
@@ -53,11 +54,15 @@ def remove(root: Path, step: int) -> None:
     shutil.rmtree(temporary)
 
 
-def surplus(steps: list[int], keep_last: int | None, keep_every: int | None) -> list[int]:
-    """The steps that the rules of retention let go: neither among the newest nor a multiple that is kept for ever."""
+def surplus(
+    steps: list[int], keep_last: int | None, keep_every: int | None, keep_steps: Set[int] = frozenset(),
+) -> list[int]:
+    """The steps that the rules of retention let go: none of the newest, and no multiple or step that is kept for ever.
+    """
     if keep_last is None:
         return []
-    return [step for step in sorted(steps)[:-keep_last] if not (keep_every and step % keep_every == 0)]
+    kept = {step for step in steps if step in keep_steps or (keep_every and step % keep_every == 0)}
+    return [step for step in sorted(steps)[:-keep_last] if step not in kept]
 
 
 def damage(root: Path, step: int, index: int = 0, num_ranks: int = 1) -> str | None:

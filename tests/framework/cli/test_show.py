@@ -49,7 +49,8 @@ def test_text_says_where_each_value_came_from(upmix):
     assert ("num_experts:", "16", "#", "derived") in lines and ("qkv_bias:", "false", "#", "default") in lines
     assert any(line[:4] == ("d_model:", "512", "#", "recipes/base/transformer.yaml:4") for line in lines)
     assert ("layers", "(attention,", "MoE)", "x8") in lines and ("sublayers", "attention", "x8,", "MoE", "x8") in lines
-    assert ("expert_up", "16x768x512", "8", "50,331,648", "6,291,456") in lines
+    assert ("expert_up", "16x768x512", "8", "50,331,648", "0.0442", "1", "0.001", "0", "0.1",
+            "truncated_normal_fixed") in lines
 
 
 def test_replaced_values_are_told(upmix):

@@ -163,7 +163,6 @@ def test_dump_keeps_every_kind_of_value(write):
 
 
 @pytest.mark.parametrize(("overrides", "said"), [
-    (["parametrization.base_d_model=32"], "base_d_model: given 32, which is not available yet; allowed: None"),
     (["training.steps=null"], "neither steps nor tokens"), (["data.corpus=null"], "neither corpus nor blend"),
 ])
 def test_what_cannot_run_yet_can_be_shown(write, overrides, said):

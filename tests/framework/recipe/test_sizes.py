@@ -2,7 +2,7 @@
 
 import pytest
 
-from framework.recipe import architecture, parameters, role_rows, sizes
+from framework.recipe import architecture, sizes
 from framework.recipe.flops import mean_visible_keys
 from framework.recipe.schema import Model
 
@@ -99,11 +99,3 @@ def test_state_space_flops_by_hand():
 def test_mean_visible_keys(window):
     visible = [min(position + 1, window or 10**9) for position in range(7)]
     assert mean_visible_keys(7, window) == pytest.approx(sum(visible) / 7)
-
-
-def test_role_rows_add_up():
-    structure = architecture(Model(pattern="(*-)x2[mE]M", d_model=64, vocab_size=100, moe={"num_experts": 4}))
-    rows = role_rows(structure)
-    assert sum(row["size"] for row in rows) == sum(row.size for row in parameters(structure))
-    assert sum(row["count"] for row in rows) == len(parameters(structure))
-    assert {"role": "attention_q", "shape": [64, 64], "count": 2, "size": 8192, "active_size": 8192} in rows

@@ -7,13 +7,12 @@ import torch
 
 from framework.equivalence import parse_layout, shrink_recipe
 from framework.equivalence.random_tokens import RandomData, RandomTokens
-from framework.optim import build_adamw
 from framework.recipe import load_recipe
 from framework.training.budget import make_budget
 from framework.training.checkpoint import Checkpointer
 from framework.training.peers import Peers
 from framework.training.preconditions import mesh_sizes
-from framework.training.setup import build_model
+from framework.training.setup import build_model, build_optimizer
 from framework.training.signals import StopRequest
 from framework.training.trainer import Progress, Trainer
 from parallel import Mesh
@@ -37,7 +36,7 @@ def losses(loaded, dtype: str, folder, last_step: int, forget: str = "") -> tupl
     recipe, computed_in = loaded.recipe, getattr(torch, dtype)
     mesh = Mesh(mesh_sizes(recipe.parallel), "cpu")
     model = build_model(loaded, mesh, torch.device("cpu"), computed_in=computed_in)
-    optimizer = build_adamw(model, recipe.optim, with_state=recipe.parallel.engine == "fsdp")
+    optimizer = build_optimizer(loaded, model)
     data = RandomData(RandomTokens(recipe.data.seq_len, recipe.model.vocab_size, recipe.training.seed))
     trainer = Trainer(recipe, make_budget(recipe.data, recipe.training), mesh, model, optimizer, data)
     checkpointer = Checkpointer(folder, Peers())

@@ -1,0 +1,57 @@
+"""One recipe at several widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import track
+
+from framework.recipe import load_recipe, parameters
+from framework.trials.coordinates import Sizes, measure
+
+if TYPE_CHECKING:
+    from framework.recipe import Loaded
+
+STARTS = {"attention_q": 0.0, "unembedding": 0.0, "router": 0.01}
+"""Factors on initial values that the check starts from, where the recipe says nothing of these roles.
+
+What a matrix of output class adds at first falls as 1 / sqrt(width), and so would all gradients through it: the method's
+authors advise zeros for query and unembedding, and routers next to zero (at zero every choice would be a tie).
+"""
+
+NEUTRAL = {"model.moe.load_balance_weight": 0.0, "model.moe.z_loss_weight": 0.0, "optim.eps": 1e-15}
+"""What the check leaves out unless it is overridden: auxiliary losses, whose gradients go whichever way the loads of a
+few steps happen to fall, and Adam's epsilon, below which the first gradients of a scan's rates may stay."""
+
+
+def at_widths(recipe: str, overrides: Sequence[str], widths: Sequence[int]) -> dict[int, Loaded]:
+    """The recipe with each d_model; what follows d_model follows it. Raises RecipeError where a width cannot be."""
+    return {width: load_recipe(recipe, [*overrides, f"model.d_model={width}"]) for width in widths}
+
+
+def for_check(recipe: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides, and those that the coordinate check adds to them."""
+    return [*overrides, *_added(load_recipe(recipe, overrides), {text.partition("=")[0] for text in overrides})]
+
+
+def _added(loaded: Loaded, given: set[str]) -> Iterator[str]:
+    init = loaded.recipe.parametrization.init.relative_std
+    roles = {parameter.role for parameter in parameters(loaded.architecture)}
+    for role, factor in STARTS.items():
+        if role in roles and role not in init:
+            yield f"parametrization.init.relative_std.{role}={factor}"
+    yield from (f"{key}={value}" for key, value in NEUTRAL.items() if key not in given)
+
+
+def measure_widths(
+    loaded: dict[int, Loaded], num_steps: int, num_sequences: int, seeds: Sequence[int]
+) -> dict[int, list[Sizes]]:
+    """What `measure` gives at each width for each seed, with a bar on a terminal's standard error meanwhile."""
+    console = Console(stderr=True)
+    work = [(width, seed) for width in loaded for seed in seeds]
+    measured: dict[int, list[Sizes]] = {width: [] for width in loaded}
+    for width, seed in track(work, "widths x seeds", console=console, disable=not console.is_terminal):
+        measured[width].append(measure(loaded[width], num_steps, num_sequences, seed))
+    return measured
