@@ -87,13 +87,13 @@ def _start(command: Sequence[str], rank: int, num_ranks: int, listener: socket.s
         stderr=None if rank == 0 else output,
         pass_fds=[report, listener.fileno(), output.fileno()] if rank == 0 else [report],
         process_group=0,  # the terminal's Ctrl-C reaches this process alone, which passes it on once
-        preexec_fn=lambda: _die_with(parent),
+        preexec_fn=lambda: die_with(parent),
     )
     return _Rank(process, output)
 
 
-def _die_with(parent: int) -> None:
-    """In the child, before it becomes the command: the kernel is to kill it when its parent dies."""
+def die_with(parent: int) -> None:
+    """In a child, before it becomes another command: the kernel is to kill it when its parent (a process id) dies."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the kernel was told
         os._exit(1)

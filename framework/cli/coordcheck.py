@@ -28,8 +28,8 @@ def command(
 ) -> None:
     """Train the recipe for some steps at each width; exit 1 where a role's outputs move more, or less, as it widens."""
     from framework.trials.coordinate_figure import draw_coordinates
-    from framework.trials.coordinates import slopes
-    from framework.trials.over_widths import at_widths, for_check, measure_widths
+    from framework.trials.coordinates import measure_widths, slopes
+    from framework.trials.over_widths import at_widths, for_check
 
     loaded = at_widths(recipe, for_check(recipe, overrides or []), positive_integers("--widths", widths))
     measured = measure_widths(loaded, steps, sequences, range(seeds))

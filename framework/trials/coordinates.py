@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 from framework.data import open_data
@@ -76,6 +78,18 @@ def measure(loaded: Loaded, num_steps: int, num_sequences: int, seed: int) -> Si
                 moved = [x - x_0 for x, x_0 in zip(now[role], tensors, strict=True)]
                 sizes.setdefault((quantity, role), []).append(_size(moved))
     return sizes
+
+
+def measure_widths(
+    loaded: dict[int, Loaded], num_steps: int, num_sequences: int, seeds: Sequence[int]
+) -> dict[int, list[Sizes]]:
+    """What `measure` gives at each width for each seed, with a bar on a terminal's standard error meanwhile."""
+    console = Console(stderr=True)
+    work = [(width, seed) for width in loaded for seed in seeds]
+    measured: dict[int, list[Sizes]] = {width: [] for width in loaded}
+    for width, seed in track(work, "widths x seeds", console=console, disable=not console.is_terminal):
+        measured[width].append(measure(loaded[width], num_steps, num_sequences, seed))
+    return measured
 
 
 def slopes(measured: Mapping[int, Sequence[Sizes]]) -> list[Slope]:

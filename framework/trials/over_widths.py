@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import track
-
-from framework.recipe import load_recipe, parameters
-from framework.trials.coordinates import Sizes, measure
+from framework.recipe import load_recipe, parameters, require_runnable
 
 if TYPE_CHECKING:
     from framework.recipe import Loaded
@@ -17,8 +13,8 @@ if TYPE_CHECKING:
 STARTS = {"attention_q": 0.0, "unembedding": 0.0, "router": 0.01}
 """Factors on initial values that the check starts from, where the recipe says nothing of these roles.
 
-What a matrix of output class adds at first falls as 1 / sqrt(width), and so would all gradients through it: the method's
-authors advise zeros for query and unembedding, and routers next to zero (at zero every choice would be a tie).
+What a matrix of output class adds at first falls as 1 / sqrt(width), and so would all gradients through it: the
+method's authors advise zeros for query and unembedding, and routers next to zero (at zero all choices would tie).
 """
 
 NEUTRAL = {"model.moe.load_balance_weight": 0.0, "model.moe.z_loss_weight": 0.0, "optim.eps": 1e-15}
@@ -29,6 +25,12 @@ few steps happen to fall, and Adam's epsilon, below which the first gradients of
 def at_widths(recipe: str, overrides: Sequence[str], widths: Sequence[int]) -> dict[int, Loaded]:
     """The recipe with each d_model; what follows d_model follows it. Raises RecipeError where a width cannot be."""
     return {width: load_recipe(recipe, [*overrides, f"model.d_model={width}"]) for width in widths}
+
+
+def require_trainable(recipes: Iterable[Loaded]) -> None:
+    """Refuse before the first run what the last one would be refused for. Raises RecipeError."""
+    for loaded in recipes:
+        require_runnable(loaded)
 
 
 def for_check(recipe: str, overrides: Sequence[str]) -> list[str]:
@@ -43,15 +45,3 @@ def _added(loaded: Loaded, given: set[str]) -> Iterator[str]:
         if role in roles and role not in init:
             yield f"parametrization.init.relative_std.{role}={factor}"
     yield from (f"{key}={value}" for key, value in NEUTRAL.items() if key not in given)
-
-
-def measure_widths(
-    loaded: dict[int, Loaded], num_steps: int, num_sequences: int, seeds: Sequence[int]
-) -> dict[int, list[Sizes]]:
-    """What `measure` gives at each width for each seed, with a bar on a terminal's standard error meanwhile."""
-    console = Console(stderr=True)
-    work = [(width, seed) for width in loaded for seed in seeds]
-    measured: dict[int, list[Sizes]] = {width: [] for width in loaded}
-    for width, seed in track(work, "widths x seeds", console=console, disable=not console.is_terminal):
-        measured[width].append(measure(loaded[width], num_steps, num_sequences, seed))
-    return measured

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.errors import UserError
+from parallel.launcher import die_with
 
 DIVERGED = "diverged"
 """Name of the file that marks a run which cannot be finished: too many steps had no finite gradient."""
@@ -62,17 +63,15 @@ def run_trials(trials: Sequence[Trial], runs_dir: Path, at_once: int) -> Iterato
 
 
 def loss_of(trial: Trial, runs_dir: Path) -> float:
-    """The last validation loss of a finished trial in nats a token; infinity where it diverged."""
+    """The training loss of a finished trial in nats a token, averaged over its last tenth; infinity if it diverged."""
     folder = trial.folder(runs_dir)
     if (folder / DIVERGED).exists():
         return float("inf")
     from framework.report import load_runs
 
     run, = load_runs([folder])
-    _, values = run.series("val_loss")
-    if not len(values):
-        raise UserError(f"{folder}: no validation loss; allowed: a recipe with validation_fraction above 0")
-    return float(values[-1])
+    steps, losses = run.series("loss")
+    return float(losses[steps > 0.9 * steps[-1]].mean())
 
 
 def _is_over(folder: Path) -> bool:
@@ -82,9 +81,12 @@ def _is_over(folder: Path) -> bool:
 def _start(trial: Trial, runs_dir: Path, at_once: int) -> subprocess.Popen:
     threads = max(1, len(os.sched_getaffinity(0)) // at_once)
     command = [*COMMAND, trial.recipe, *trial.overrides, "--name", trial.name, "--runs-dir", str(runs_dir), "--resume"]
+    parent = os.getpid()
     with _output(trial, runs_dir).open("wb") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+        return subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)}, preexec_fn=lambda: die_with(parent),
+        )
 
 
 def _output(trial: Trial, runs_dir: Path) -> Path:
