@@ -1,8 +1,8 @@
-"""Slides of a trapezoid (https://arxiv.org/abs/2502.05172, section on training): one trunk, many decays.
+"""Slides of a trapezoid: one trunk, many decays, as the joint scaling laws' runs shared checkpoints (2502.05172).
 
 Until a run of T steps begins to decay it is, step for step, the same run as a longer one: the same rate, the same
-data. So the longest run is the trunk, and a shorter one branches off it after the last step at full rate. All of it
-follows from the recipe alone; imports no torch.
+data. So the longest run is the trunk, and a shorter one branches off it after the last step at full rate (derived; the
+paper says only that checkpoints are reused). All of it follows from the recipe alone; imports no torch.
 """
 
 from __future__ import annotations

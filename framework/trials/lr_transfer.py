@@ -46,7 +46,7 @@ def grid(
     return {
         (width, lr, seed): Trial(
             f"width_{width}_lr_{lr:g}_seed_{seed}", recipe,
-            (*overrides, f"model.d_model={width}", f"optim.lr={lr!r}", f"training.seed={seed}"),
+            (*overrides, f"model.d_model={width}", f"optim.lr={lr!r}", f"training.seed={seed}", "training.slides=[]"),
         )
         for width in widths for seed in seeds for lr in lrs
     }

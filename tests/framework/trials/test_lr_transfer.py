@@ -62,7 +62,8 @@ def test_steps_between_the_outermost_minima():
 def test_every_cell_of_the_grid_has_a_run_of_its_own():
     trials = grid("quickstart", ["optim.eps=1e-9"], [32, 64], [1e-3, 2e-3], range(2))
     assert len(trials) == len({trial.name for trial in trials.values()}) == 8
-    assert trials[64, 2e-3, 1].overrides == ("optim.eps=1e-9", "model.d_model=64", "optim.lr=0.002", "training.seed=1")
+    assert trials[64, 2e-3, 1].overrides == ("optim.eps=1e-9", "model.d_model=64", "optim.lr=0.002", "training.seed=1",
+                                              "training.slides=[]")
 
 
 def run(capsys, monkeypatch, *arguments):
