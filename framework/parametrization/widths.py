@@ -24,7 +24,7 @@ class WidthClass(StrEnum):
     HIDDEN = "hidden"
     """Both sides grow: attention, feed-forward, experts, most of a state-space block."""
     OUTPUT = "output"
-    """What is summed over grows, the result does not: unembedding, routers, B and C of a state-space block."""
+    """What is summed over grows, the result does not: unembedding and routers."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ STANDARD = Widths({}, {})
 VECTORS = frozenset({"embedding", "norm", "bias", "ssm_A", "ssm_D", "ssm_conv"})
 """Roles that act on coordinates one by one or are looked up, whatever their shape."""
 
+MULTIPLIED = frozenset({"ssm_B", "ssm_C"})
+"""Roles of output shape whose results multiply each other. Were both to vanish at the start as the width grows, so would
+each one's gradient, in a saddle: they start like hidden matrices. Their updates are as large in either class."""
+
 
 def widths(recipe: Recipe, architecture: Architecture) -> Widths:
     """The rules that a recipe's parametrization gives to the parameters of its model.
@@ -102,7 +106,7 @@ def _rule(row: Parameter, base: Parameter, scale_weight_decay: bool) -> WidthRul
         fan_out *= row.shape[0] / base.shape[0]
     if growth == 1.0:
         return NEUTRAL
-    if fan_out == 1.0:
+    if fan_out == 1.0 and row.role not in MULTIPLIED:
         return WidthRule(WidthClass.OUTPUT, growth, multiplier=1 / growth)
     return WidthRule(WidthClass.HIDDEN, growth, std_factor=growth**-0.5, lr_factor=1 / growth,
                      decay_factor=growth if scale_weight_decay else 1.0)

@@ -48,8 +48,8 @@ def test_the_table_of_tensor_programs_v_and_of_experts(load):
     expected = dict.fromkeys([
         "attention_q", "attention_k", "attention_v", "attention_out", "ffn_gate", "ffn_up", "ffn_down", "expert_gate",
         "expert_up", "expert_down", "shared_expert_gate", "shared_expert_up", "shared_expert_down", "ssm_z", "ssm_x",
-        "ssm_dt", "ssm_out"], hidden)
-    expected |= dict.fromkeys(["router", "shared_expert_router", "unembedding", "ssm_B", "ssm_C"], output)
+        "ssm_dt", "ssm_B", "ssm_C", "ssm_out"], hidden)
+    expected |= dict.fromkeys(["router", "shared_expert_router", "unembedding"], output)
     expected |= dict.fromkeys(["embedding", "norm", "bias", "ssm_A", "ssm_D", "ssm_conv"], vector)
     found = by_role(load())
     assert {role for role, _ in found} == set(expected)
@@ -101,7 +101,7 @@ def test_products_attention_and_ties_are_scaled_in_the_model(load):
     assert model.unembedding.multiplier == pytest.approx(3.0 / 4)
     assert model.layers["0"].block.scale == pytest.approx(8**0.5 / 32)  # heads of 32 / 4 at base width
     assert model.layers["1"].block.router.multiplier == 0.25
-    assert model.layers["2"].block.B.multiplier == 0.25
+    assert model.layers["2"].block.B.multiplier == 1.0
     initialize(model, loaded.recipe.parametrization.init, 0, rules)
     base = load("model.tie_embeddings=true", "model.d_model=32")
     narrow = build_language_model(base.architecture)
