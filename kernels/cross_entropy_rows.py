@@ -42,6 +42,7 @@ def cross_entropy_rows(
     that is no row of the vocabulary. Without needs_gradient the gradient returned is meaningless.
     """
     if runs_triton(backend, logits_RV, target_R):
+        target_R = target_R.contiguous()
         return RowLosses(_whole(logits_RV, target_R, logit_scale, z_loss_weight, needs_gradient), logits_RV)
     wide_RV = _scaled(logits_RV, logit_scale)
     index_R1 = target_R.clamp(min=0)[:, None]
@@ -68,7 +69,7 @@ def shard_statistics(
     exp(scaled logit - largest), and the target's scaled logit, 0 where it is not here. The logits may be overwritten.
     """
     if runs_triton(backend, logits_RL, target_R):
-        return _statistics(logits_RL, target_R, start, logit_scale), logits_RL
+        return _statistics(logits_RL, target_R.contiguous(), start, logit_scale), logits_RL
     wide_RL = _scaled(logits_RL, logit_scale)
     index_R1, here_R1 = _locate(target_R, start, wide_RL)
     target_logit_R1 = wide_RL.gather(1, index_R1) * here_R1
@@ -86,7 +87,7 @@ def shard_gradient(
     statistics_3R: this rank's. lse_R: logsumexp of a whole row's scaled logits, float32 at least.
     """
     if runs_triton(backend, from_statistics_RL, target_R, lse_R):
-        _shard(from_statistics_RL, target_R, lse_R, start, logit_scale, z_loss_weight)
+        _shard(from_statistics_RL, target_R.contiguous(), lse_R.contiguous(), start, logit_scale, z_loss_weight)
         return from_statistics_RL, None
     index_R1, here_R1 = _locate(target_R, start, from_statistics_RL)
     share_R = (statistics_3R[0] - lse_R).exp_() * (1 + 2 * z_loss_weight * lse_R)
@@ -178,7 +179,7 @@ def cross_entropy_row(
             write_gradient(logits, target, num_logits, lse, scale, z_loss_weight, BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start", "num_rows"])
 def shard_row_statistics(
     logits_RL, target_R, statistics_3R, start, num_rows, num_logits, stride, scale,
     BLOCK: tl.constexpr, IGNORED: tl.constexpr,
@@ -193,7 +194,7 @@ def shard_row_statistics(
     tl.store(statistics_3R + 2 * num_rows + row, tl.where(inside, target_logit, 0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start"])
 def shard_row_gradient(
     logits_RL, target_R, lse_R, start, num_logits, stride, scale, z_loss_weight,
     BLOCK: tl.constexpr, IGNORED: tl.constexpr,

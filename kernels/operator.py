@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
-from torch import library
+import torch
+from torch import Tensor, library
 
 _opened = False
 
@@ -19,12 +21,25 @@ class Operator:
     def __init__(
         self, name: str, run: Callable[..., Any], fake: Callable[..., Any], mutates: tuple[str, ...] = ()
     ) -> None:
-        self.run = run
-        self.operator = library.custom_op(f"upmix::{name}", run, mutates_args=mutates)
+        self.run = _on_their_gpu(run)
+        self.operator = library.custom_op(f"upmix::{name}", self.run, mutates_args=mutates)
         self.operator.register_fake(fake)
 
     def __call__(self, *arguments: Any) -> Any:
         return self.run(*arguments) if _opened else self.operator(*arguments)
+
+
+def _on_their_gpu(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Launches go to the current GPU: while it runs that is the one of the first tensor on any."""
+    @wraps(run)
+    def guarded(*arguments: Any) -> Any:
+        found = next((argument for argument in arguments if isinstance(argument, Tensor) and argument.is_cuda), None)
+        if found is None:
+            return run(*arguments)
+        with torch.cuda.device(found.device):
+            return run(*arguments)
+
+    return guarded
 
 
 def operator(name: str, fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Callable], Operator]:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from framework.bench.kernels.options import FLAGS, ONLY
 from framework.cli.ranks import start_ranks
 from framework.errors import UserError
 
@@ -51,11 +52,11 @@ def train(
 
 @app.command("kernels")
 def kernels(
-    compile_only: Annotated[bool, typer.Option("--compile-only", help="compile for sm_90; needs no GPU")] = False,
-    check: Annotated[bool, typer.Option("--check", help="whether docs/ tells of these kernels")] = False,
-    floors: Annotated[bool, typer.Option("--floors", help="print an H100's floors; needs no GPU")] = False,
-    only: Annotated[str | None, typer.Option(help="kernels and shapes whose name contains this")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    compile_only: Annotated[bool, typer.Option("--compile-only", help=FLAGS["--compile-only"])] = False,
+    check: Annotated[bool, typer.Option("--check", help=FLAGS["--check"])] = False,
+    floors: Annotated[bool, typer.Option("--floors", help=FLAGS["--floors"])] = False,
+    only: Annotated[str | None, typer.Option(help=ONLY)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help=FLAGS["--json"])] = False,
 ) -> None:
     """Time every kernel on the GPU here, or compile them all for an H100 and write docs/kernels_sm90_triton*.md."""
     flags = {"--compile-only": compile_only, "--check": check, "--floors": floors, "--json": as_json}

@@ -14,13 +14,14 @@ SLICES = tl.constexpr(2 if INTERPRETING else 8)
 """Parts in which an accumulator's columns are taken when it is stored: what else that needs fits into registers."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_tiles"])
 def up_rows(
     x_TD, token_M, gate_M, first_EFD, second_EFD, layer_LMF, hidden_MF, tile_3N, num_rows, num_tiles,
     D: tl.constexpr, F: tl.constexpr, ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):
-    """The layers of each row's token, and the hidden layer made of them times the row's gate."""
+    """The layers of each row's token, written where a backward is to come, and the hidden layer made of them times the
+    row's gate."""
     blocks: tl.constexpr = (F + COLUMNS - 1) // COLUMNS
     tile, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     expert = tl.load(tile_3N + tile)
@@ -54,15 +55,17 @@ def up_rows(
         column = block * COLUMNS + part * (COLUMNS // SLICES) + tl.arange(0, COLUMNS // SLICES)
         mask = is_row[:, None] & is_within(column, F, COLUMNS)[None, :]
         offset = row[:, None] * F + column[None, :]
-        tl.store(layer_LMF + offset, narrow(first_parts[part], dtype), mask=mask)
+        if layer_LMF is not None:
+            tl.store(layer_LMF + offset, narrow(first_parts[part], dtype), mask=mask)
         hidden, _ = activate(first_parts[part], ACTIVATION)
         if second_EFD is not None:
-            tl.store(layer_LMF + shift + offset, narrow(second_parts[part], dtype), mask=mask)
+            if layer_LMF is not None:
+                tl.store(layer_LMF + shift + offset, narrow(second_parts[part], dtype), mask=mask)
             hidden *= second_parts[part]
         tl.store(hidden_MF + offset, narrow(hidden * gate[:, None], dtype), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_tiles", "num_steps"])
 def multiply_rows(
     row_LMF, first_E, second_E, out_MD, tile_3N, num_rows, num_tiles, num_steps,
     D: tl.constexpr, F: tl.constexpr, DOWN: tl.constexpr,
@@ -105,7 +108,7 @@ def multiply_rows(
     tl.store(out_MD + row[:, None] * D + column[None, :], narrow(out, out_MD.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_tiles"])
 def hidden_backward(
     dy_TD, token_M, gate_M, down_EDF, layer_LMF, dlayer_LMF, hidden_MF, dgate_BM, tile_3N, num_rows, num_tiles,
     D: tl.constexpr, F: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -159,7 +162,7 @@ def hidden_backward(
     tl.store(dgate_BM + tl.cast(block, tl.int64) * num_rows + row, dgate, mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def outer_products(
     left_LMP, right_MQ, token_M, first_EPQ, second_EPQ, start_E1, num_rows,
     P: tl.constexpr, Q: tl.constexpr, GATHERS_LEFT: tl.constexpr, ADDS: tl.constexpr,

@@ -76,24 +76,28 @@ class _ExpertFFN(torch.autograd.Function):
         dx_TD, dgate_M = _zero_sum(x_TD), torch.empty_like(gate_M)
         dgate_EFD = None if gate_EFD is None else torch.empty_like(gate_EFD)
         dup_EFD, ddown_EDF = torch.empty_like(up_EFD), torch.empty_like(down_EDF)
+        learns = ctx.weight_gradients is not None or any(ctx.needs_input_grad[4:7])
         for block, gated_MF, up_MF in zip(ctx.blocks, layers[::2], layers[1::2], strict=True):
             weight_M1 = gate_M[block.rows, None]
             dy_MD = dy_TD.index_select(0, token_M[block.rows])
             hidden_MF, activated_MF = _hidden(ctx.activation, gated_MF, up_MF)
             dhidden_MF = block.multiply(dy_MD, down_EDF)
             torch.sum(dhidden_MF * hidden_MF, 1, dtype=gate_M.dtype, out=dgate_M[block.rows])
-            block.outer(ddown_EDF, dy_MD, hidden_MF.mul_(weight_M1))
+            if learns:
+                block.outer(ddown_EDF, dy_MD, hidden_MF.mul_(weight_M1))
 
             dhidden_MF *= weight_M1
             dgated_MF, dup_MF = _hidden_backward(ctx.activation, dhidden_MF, activated_MF, gated_MF, up_MF)
             x_MD = x_TD.index_select(0, token_M[block.rows])
             dx_MD = block.multiply(dup_MF, up_EFD)
-            block.outer(dup_EFD, dup_MF, x_MD)
             if dgated_MF is not None:
                 block.add_multiply(dx_MD, dgated_MF, gate_EFD)
+            if learns:
+                block.outer(dup_EFD, dup_MF, x_MD)
+            if learns and dgated_MF is not None:
                 block.outer(dgate_EFD, dgated_MF, x_MD)
             dx_TD.index_add_(0, token_M[block.rows], dx_MD.to(dx_TD.dtype))
-        dmatrices = dgate_EFD, dup_EFD, ddown_EDF
+        dmatrices = (dgate_EFD, dup_EFD, ddown_EDF) if learns else (None, None, None)
         if ctx.weight_gradients is not None:
             for buffer, gradient in zip(ctx.weight_gradients, dmatrices, strict=True):
                 if buffer is not None:

@@ -17,7 +17,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from kernels.language import INTERPRETING, triton
 from kernels.moe import expert_matmul
 from kernels.moe.rows import TokenRows, launch_sum
-from kernels.moe.sort import expert_tiles
+from kernels.moe.sort import expert_tiles, most_tiles
 from kernels.operator import operator
 
 Matrices = tuple[Tensor | None, Tensor, Tensor]
@@ -31,9 +31,13 @@ def fused_expert_ffn(
     """`kernels.moe.experts.expert_ffn`, for float32 and bfloat16."""
     gate_EFD, up_EFD, down_EDF = (None if matrix is None else matrix.contiguous() for matrix in matrices)
     first_EFD, second_EFD = (up_EFD, None) if gate_EFD is None else (gate_EFD, up_EFD)
+    buffers = None if weight_gradients is None else [buffer for buffer in weight_gradients if buffer is not None]
+    assert all(buffer.is_contiguous() for buffer in buffers or ()), "weight_gradients are not contiguous"
+    keeps = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x_TD, gate_M, *matrices))
     return _FusedExpertFFN.apply(
-        x_TD.contiguous(), token_M, gate_M.contiguous(), counts_E, first_EFD, second_EFD, down_EDF, *rows, activation,
-        None if weight_gradients is None else [buffer for buffer in weight_gradients if buffer is not None],
+        x_TD.contiguous(), token_M.contiguous(), gate_M.contiguous(), counts_E.contiguous(), first_EFD, second_EFD,
+        down_EDF, *rows, activation, buffers, keeps,
     )
 
 
@@ -42,10 +46,10 @@ class _FusedExpertFFN(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x_TD: Tensor, token_M: Tensor, gate_M: Tensor, counts_E: Tensor, first_EFD: Tensor,
         second_EFD: Tensor | None, down_EDF: Tensor, start_T1: Tensor, row_M: Tensor, activation: str,
-        buffers: list[Tensor] | None,
+        buffers: list[Tensor] | None, keeps: bool,
     ) -> Tensor:
         y_TD, layer_LMF, start_E1, tile_3N = _forward(
-            x_TD, token_M, gate_M, counts_E, first_EFD, second_EFD, down_EDF, start_T1, row_M, activation
+            x_TD, token_M, gate_M, counts_E, first_EFD, second_EFD, down_EDF, start_T1, row_M, activation, keeps
         )
         ctx.save_for_backward(x_TD, token_M, gate_M, first_EFD, second_EFD, down_EDF, layer_LMF, start_E1, tile_3N,
                               start_T1, row_M)
@@ -58,12 +62,12 @@ class _FusedExpertFFN(torch.autograd.Function):
         saved = ctx.saved_tensors
         arguments = dy_TD.contiguous(), *saved, ctx.activation
         if ctx.buffers is None:
-            dx_TD, dgate_M, dfirst_EFD, *dsecond_EFD, ddown_EDF = _backward(*arguments)
-            dmatrices = (dfirst_EFD, *(dsecond_EFD or [None]), ddown_EDF)
+            dx_TD, dgate_M, *found = _backward(*arguments, any(ctx.needs_input_grad[4:7]))
+            dmatrices = found if len(found) == 3 else (found[0], None, found[1]) if found else (None, None, None)
         else:
             dx_TD, dgate_M = _backward_into(*arguments, ctx.buffers)
             dmatrices = None, None, None
-        return dx_TD, None, dgate_M.to(saved[2].dtype), None, *dmatrices, None, None, None, None
+        return dx_TD, None, dgate_M.to(saved[2].dtype), None, *dmatrices, None, None, None, None, None
 
 
 def _tile_rows(x_TD: Tensor, num_rows: int, num_experts: int) -> int:
@@ -71,10 +75,6 @@ def _tile_rows(x_TD: Tensor, num_rows: int, num_experts: int) -> int:
     if INTERPRETING:
         return 32
     return 128 if x_TD.dtype != torch.float32 and num_rows >= 128 * num_experts else 64
-
-
-def _num_tiles(num_rows: int, num_experts: int, tile_rows: int) -> int:
-    return -(-num_rows // tile_rows) + num_experts
 
 
 def _blocks(x_TD: Tensor, tile_rows: int, columns: int = 128) -> dict[str, int]:
@@ -126,11 +126,11 @@ def _outer(
 
 def _fake_forward(
     x_TD: Tensor, token_M: Tensor, gate_M: Tensor, counts_E: Tensor, first_EFD: Tensor, second_EFD: Tensor | None,
-    down_EDF: Tensor, start_T1: Tensor, row_M: Tensor, activation: str,
+    down_EDF: Tensor, start_T1: Tensor, row_M: Tensor, activation: str, keeps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     num_experts, num_rows = len(counts_E), len(token_M)
-    layer_LMF = x_TD.new_empty(1 if second_EFD is None else 2, num_rows, first_EFD.shape[1])
-    num_tiles = _num_tiles(num_rows, num_experts, _tile_rows(x_TD, num_rows, num_experts))
+    layer_LMF = x_TD.new_empty(1 if second_EFD is None else 2, num_rows * keeps, first_EFD.shape[1])
+    num_tiles = most_tiles(num_rows, num_experts, _tile_rows(x_TD, num_rows, num_experts))
     return (torch.empty_like(x_TD), layer_LMF, start_T1.new_empty(num_experts + 1, dtype=torch.int32),
             start_T1.new_empty(3, num_tiles, dtype=torch.int32))
 
@@ -138,19 +138,19 @@ def _fake_forward(
 @operator("expert_ffn", _fake_forward)
 def _forward(
     x_TD: Tensor, token_M: Tensor, gate_M: Tensor, counts_E: Tensor, first_EFD: Tensor, second_EFD: Tensor | None,
-    down_EDF: Tensor, start_T1: Tensor, row_M: Tensor, activation: str,
+    down_EDF: Tensor, start_T1: Tensor, row_M: Tensor, activation: str, keeps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y_TD, and for the backward layer_LMF and the tiles."""
+    """y_TD, and for the backward layer_LMF (of no rows unless it `keeps` them) and the tiles."""
     num_rows, (num_experts, d_model, d_expert) = len(token_M), down_EDF.shape
     tile_rows = _tile_rows(x_TD, num_rows, num_experts)
     start_E1, tile_3N = expert_tiles(counts_E, num_rows, tile_rows)
-    layer_LMF = x_TD.new_empty(1 if second_EFD is None else 2, num_rows, d_expert)
+    layer_LMF = x_TD.new_empty(1 if second_EFD is None else 2, num_rows * keeps, d_expert)
     hidden_1MF, y_MD = x_TD.new_empty(1, num_rows, d_expert), x_TD.new_empty(num_rows, d_model)
     blocks = _blocks(x_TD, tile_rows)
     num_tiles = tile_3N.shape[1]
     expert_matmul.up_rows[(num_tiles * triton.cdiv(d_expert, blocks["COLUMNS"]),)](
-        x_TD, token_M, gate_M, first_EFD, second_EFD, layer_LMF, hidden_1MF, tile_3N, num_rows, num_tiles,
-        d_model, d_expert, activation, **blocks,
+        x_TD, token_M, gate_M, first_EFD, second_EFD, layer_LMF if keeps else None, hidden_1MF, tile_3N, num_rows,
+        num_tiles, d_model, d_expert, activation, **blocks,
     )
     _multiply(hidden_1MF, down_EDF, None, y_MD, tile_3N, tile_rows, down=True)
     y_TD = torch.empty_like(x_TD)
@@ -161,9 +161,9 @@ def _forward(
 def _fake_backward(
     dy_TD: Tensor, x_TD: Tensor, token_M: Tensor, gate_M: Tensor, first_EFD: Tensor, second_EFD: Tensor | None,
     down_EDF: Tensor, layer_LMF: Tensor, start_E1: Tensor, tile_3N: Tensor, start_T1: Tensor, row_M: Tensor,
-    activation: str,
+    activation: str, learns: bool,
 ) -> list[Tensor]:
-    matrices = [matrix for matrix in (first_EFD, second_EFD, down_EDF) if matrix is not None]
+    matrices = [matrix for matrix in (first_EFD, second_EFD, down_EDF) if matrix is not None and learns]
     return [torch.empty_like(x_TD), torch.empty_like(gate_M, dtype=torch.float32), *map(torch.empty_like, matrices)]
 
 
@@ -171,16 +171,17 @@ def _fake_backward(
 def _backward(
     dy_TD: Tensor, x_TD: Tensor, token_M: Tensor, gate_M: Tensor, first_EFD: Tensor, second_EFD: Tensor | None,
     down_EDF: Tensor, layer_LMF: Tensor, start_E1: Tensor, tile_3N: Tensor, start_T1: Tensor, row_M: Tensor,
-    activation: str,
+    activation: str, learns: bool,
 ) -> list[Tensor]:
-    """Gradients of x, of the gates (float32), and of the matrices that there are."""
-    outs = [torch.empty_like(matrix) for matrix in (first_EFD, second_EFD, down_EDF) if matrix is not None]
+    """Gradients of x, of the gates (float32), and where any of them `learns` of the matrices that there are."""
+    matrices = [matrix for matrix in (first_EFD, second_EFD, down_EDF) if matrix is not None and learns]
+    outs = [torch.empty_like(matrix) for matrix in matrices]
     return [*_gradients(dy_TD, x_TD, token_M, gate_M, first_EFD, second_EFD, down_EDF, layer_LMF, start_E1, tile_3N,
                         TokenRows(start_T1, row_M), activation, outs, adds=False), *outs]
 
 
 def _fake_backward_into(*arguments) -> tuple[Tensor, Tensor]:
-    dx_TD, dgate_M, *_ = _fake_backward(*arguments[:-1])
+    dx_TD, dgate_M = _fake_backward(*arguments[:-1], learns=False)
     return dx_TD, dgate_M
 
 
@@ -200,7 +201,7 @@ def _gradients(
     down_EDF: Tensor, layer_LMF: Tensor, start_E1: Tensor, tile_3N: Tensor, rows: TokenRows, activation: str,
     outs: list[Tensor], adds: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and the gates; those of the matrices go to outs."""
+    """Gradients of x and the gates; those of the matrices go to outs, where there are any."""
     num_layers, num_rows, d_expert = layer_LMF.shape
     num_experts, d_model, num_tiles = len(down_EDF), x_TD.shape[1], tile_3N.shape[1]
     tile_rows = _tile_rows(x_TD, num_rows, num_experts)
@@ -212,10 +213,11 @@ def _gradients(
         dy_TD, token_M, gate_M, down_EDF, layer_LMF, dlayer_LMF, hidden_MF, dgate_BM, tile_3N, num_rows, num_tiles,
         d_model, d_expert, num_layers == 2, activation, **blocks,
     )
-    *outs_up, out_down = outs
-    _outer(dy_TD, hidden_MF, token_M, start_E1, [out_down], adds, gathers_left=True)
+    if outs:
+        _outer(dy_TD, hidden_MF, token_M, start_E1, outs[-1:], adds, gathers_left=True)
     dx_MD, dx_TD = x_TD.new_empty(num_rows, d_model), torch.empty_like(x_TD)
     _multiply(dlayer_LMF, first_EFD, second_EFD, dx_MD, tile_3N, tile_rows, down=False)
     launch_sum(dx_MD, None, rows, dx_TD)
-    _outer(dlayer_LMF, x_TD, token_M, start_E1, outs_up, adds, gathers_left=False)
+    if outs:
+        _outer(dlayer_LMF, x_TD, token_M, start_E1, outs[:-1], adds, gathers_left=False)
     return dx_TD, dgate_BM.sum(0)

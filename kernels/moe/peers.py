@@ -65,8 +65,16 @@ class Peers(NamedTuple):
     layout: Layout
 
     def own(self, turn: int) -> tuple[Tensor, Tensor, int, int, list[int]]:
-        """What operators begin with: all of it as they take it, and the turn."""
+        """What operators begin with: all of it as they take it, and the turn. RuntimeError as `refuse_capture`."""
+        refuse_capture()
         return self.memory, self.pointers_R, self.rank, turn, [int(size) for size in self.layout]
+
+
+def refuse_capture() -> None:
+    """RuntimeError while a CUDA graph is captured: replayed, it would come with the turn of its capture again."""
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("dispatch through symmetric memory counts its turns on the host and cannot be captured in a "
+                           "CUDA graph; allowed: to run it outside of one")
 
 
 @cache

@@ -61,6 +61,7 @@ def route(
     if scoring not in SCORINGS:
         raise ValueError(f"scoring {scoring!r} is not known; allowed: {', '.join(SCORINGS)}")
     if runs_triton(backend, logits_BSE, bias_E):
+        bias_E = None if bias_E is None else bias_E.contiguous()
         return Routed(*_Route.apply(logits_BSE.contiguous(), bias_E, top_k, scoring, normalize))
 
     logits_BSE = logits_BSE.to(torch.promote_types(logits_BSE.dtype, torch.float32))

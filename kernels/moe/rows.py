@@ -6,13 +6,11 @@ T tokens, D model width, M rows, each of one token.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.backend import runs_triton
 from kernels.language import INTERPRETING, narrow, tl, triton, widen
-from kernels.moe.sort import count_rows
 from kernels.operator import operator
 
 WARPS = 2
@@ -43,8 +41,9 @@ def rows_of_tokens(token_M: Tensor, num_tokens: int, num_rows: Tensor | None = N
     """
     if num_rows is not None:
         token_M = torch.where(torch.arange(len(token_M), device=token_M.device) < num_rows, token_M, num_tokens)
-    counts_T = count_rows(token_M, num_tokens + 1)[:num_tokens]
-    return TokenRows(F.pad(counts_T.cumsum(0), (1, 0)), token_M.argsort(stable=True))
+    # Counted by search, as additions to one cell would wait for each other: spare rows are many, and all of one token.
+    sorted_M, row_M = token_M.sort(stable=True)
+    return TokenRows(torch.searchsorted(sorted_M, torch.arange(num_tokens + 1, device=token_M.device)), row_M)
 
 
 def rows_of_choices(place_M: Tensor, top_k: int) -> TokenRows:
@@ -58,7 +57,7 @@ def gather_rows(x_TD: Tensor, token_M: Tensor, rows: TokenRows | None = None, ba
     Differentiable in x; the gradient is `sum_rows`.
     """
     if runs_triton(backend, x_TD):
-        return _GatherRows.apply(x_TD.contiguous(), token_M, *(rows or (None, None)))
+        return _GatherRows.apply(x_TD.contiguous(), token_M.contiguous(), *(rows or (None, None)))
     return x_TD.index_select(0, token_M)
 
 
@@ -72,6 +71,7 @@ def sum_rows(
     float32 at least, and returned in the dtype of y. Differentiable in y and the weights; with weights y is kept.
     """
     if runs_triton(backend, y_MD, weight_M):
+        token_M, weight_M = token_M.contiguous(), None if weight_M is None else weight_M.contiguous()
         start_T1, row_M = rows or rows_of_tokens(token_M, num_tokens)
         return _SumRows.apply(y_MD.contiguous(), token_M, weight_M, start_T1, row_M)
     precise = torch.promote_types(y_MD.dtype, torch.float32)
@@ -166,7 +166,7 @@ def launch_sum(y_MD: Tensor, weight_M: Tensor | None, rows: TokenRows, out_TD: T
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def copy_rows(x_TD, token_M, y_MD, num_rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """A program copies ROWS rows of COLUMNS columns."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -177,7 +177,7 @@ def copy_rows(x_TD, token_M, y_MD, num_rows, WIDTH: tl.constexpr, ROWS: tl.const
     tl.store(y_MD + row[:, None].to(tl.int64) * WIDTH + column[None, :], x, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def copy_weighted_rows(
     x_TD, token_M, weight_M, other_MD, y_MD, product_M, num_rows,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,

@@ -71,6 +71,11 @@ def _sort(expert_M: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     return order_M, place_M, counts_E
 
 
+def most_tiles(num_rows: int, num_experts: int, tile_rows: int) -> int:
+    """Tiles that rows can need, however they fall to experts."""
+    return -(-num_rows // tile_rows) + num_experts
+
+
 def expert_tiles(counts_E: Tensor, num_rows: int, tile_rows: int) -> tuple[Tensor, Tensor]:
     """Cut sorted rows into tiles of up to tile_rows rows of one expert, in order.
 
@@ -79,7 +84,7 @@ def expert_tiles(counts_E: Tensor, num_rows: int, tile_rows: int) -> tuple[Tenso
     so that the host knows it; the experts of spare tiles are -1.
     """
     num_experts = len(counts_E)
-    num_tiles = triton.cdiv(num_rows, tile_rows) + num_experts
+    num_tiles = most_tiles(num_rows, num_experts, tile_rows)
     start_E1 = counts_E.new_empty(num_experts + 1, dtype=torch.int32)
     tile_3N = counts_E.new_empty(3, num_tiles, dtype=torch.int32)
     block = max(64, triton.next_power_of_2(num_experts))
@@ -90,7 +95,7 @@ def expert_tiles(counts_E: Tensor, num_rows: int, tile_rows: int) -> tuple[Tenso
     return start_E1, tile_3N
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def count_experts(expert_M, count_PE, num_rows, num_experts, ROWS: tl.constexpr, BLOCK_E: tl.constexpr):
     """A program counts the experts of its block of rows."""
     program = tl.program_id(0)
@@ -101,7 +106,7 @@ def count_experts(expert_M, count_PE, num_rows, num_experts, ROWS: tl.constexpr,
     tl.store(count_PE + program.to(tl.int64) * num_experts + column, count, mask=column < num_experts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_programs"])
 def add_up_blocks(
     count_PE, total_E, num_programs, num_experts, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr
 ):
@@ -126,7 +131,7 @@ def add_up_experts(count_E, start_E, num_experts, BLOCK_E: tl.constexpr):
     tl.store(start_E + expert, tl.cumsum(count, 0) - count, mask=expert < num_experts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def place_rows(
     expert_M, before_PE, start_E, order_M, place_M, num_rows, num_experts, ROWS: tl.constexpr, COMPARED: tl.constexpr
 ):
@@ -150,7 +155,7 @@ def place_rows(
     tl.store(place_M + row, place.to(tl.int64), mask=row < num_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def cut_tiles(
     counts_E, start_E1, tile_3N, num_experts, num_tiles,
     TILE_ROWS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr,

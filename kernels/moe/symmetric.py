@@ -68,7 +68,7 @@ class Places(NamedTuple):
 
 def announce(peers: Peers, turn: int, counts_E: Tensor) -> None:
     """Tell all ranks how many rows (int64) this one has for each expert."""
-    _announce(*peers.own(turn), counts_E)
+    _announce(*peers.own(turn), counts_E.contiguous())
 
 
 def place(
@@ -78,6 +78,7 @@ def place(
 
     rows: those of each token, made of token_M where they are needed and not given.
     """
+    counts_E, token_M = counts_E.contiguous(), token_M.contiguous()
     owner_M, place_M, counts_L, visited_TR = _place(*peers.own(turn), counts_E, token_M, num_tokens)
     if peers.layout.deduplicated:
         return Places(token_M, owner_M, place_M, counts_L, visited_TR)
@@ -87,7 +88,7 @@ def place(
 def send(peers: Peers, turn: int, x_TD: Tensor, places: Places, gate_M: Tensor | None = None) -> None:
     """Write tokens (float32 or bfloat16) to the ranks of their experts; with gates, what these need of each row."""
     where = places.token_M, places.owner_M, places.place_M, places.visited_TR
-    _send(*peers.own(turn), x_TD.contiguous(), gate_M, *where)
+    _send(*peers.own(turn), x_TD.contiguous(), None if gate_M is None else gate_M.contiguous(), *where)
 
 
 def receive(
@@ -121,10 +122,10 @@ def rows_of_places(token_N: Tensor, counts_L: Tensor, num_places: int, deduplica
     if not deduplicated:
         return TokenRows(torch.arange(num_places + 1, device=token_N.device).minimum(num_rows), row_N)
     # What comes after the rows is sorted behind all places.
-    place_N = torch.where(row_N < num_rows, token_N, num_places)
-    counts_V = token_N.new_zeros(num_places + 1).scatter_add_(0, place_N, torch.ones_like(place_N))
-    start_V1 = counts_V.cumsum(0) - counts_V
-    return TokenRows(start_V1, place_N.to(torch.int32).argsort(stable=True))
+    place_N = torch.where(row_N < num_rows, token_N, num_places).to(torch.int32)
+    sorted_N, row_N = place_N.sort(stable=True)
+    place_V1 = torch.arange(num_places + 1, dtype=torch.int32, device=token_N.device)
+    return TokenRows(torch.searchsorted(sorted_N, place_V1), row_N)
 
 
 def offer(

@@ -27,7 +27,7 @@ def regions(pointers_R, rank, offset, mask, dtype: tl.constexpr):
     return tl.multiple_of(address.to(tl.pointer_type(dtype)), [16])
 
 
-@triton.jit(do_not_specialize=["turn"])
+@triton.jit(do_not_specialize=["rank", "turn"])
 def arrive(pointers_R, rank, turn, R: tl.constexpr, BLOCK_R: tl.constexpr):
     """Tell every rank that what this one wrote in its turn is there. Writes of launches before this one are."""
     peer = tl.arange(0, BLOCK_R)
@@ -35,7 +35,7 @@ def arrive(pointers_R, rank, turn, R: tl.constexpr, BLOCK_R: tl.constexpr):
     tl.atomic_xchg(theirs, tl.zeros((BLOCK_R,), tl.int32) + turn, mask=peer < R, sem="release", scope="sys")
 
 
-@triton.jit(do_not_specialize=["turn"])
+@triton.jit(do_not_specialize=["rank", "turn"])
 def wait(pointers_R, rank, turn, R: tl.constexpr, BLOCK_R: tl.constexpr, PATIENCE: tl.constexpr):
     """Until every rank has come as far as this turn. Launches after this one see what they wrote.
 
@@ -54,7 +54,7 @@ def wait(pointers_R, rank, turn, R: tl.constexpr, BLOCK_R: tl.constexpr, PATIENC
         tl.device_assert(looks < PATIENCE, "a rank of the dispatch does not come")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rank"])
 def put_counts(counts_E, pointers_R, offset, rank, E: tl.constexpr, BLOCK_E: tl.constexpr):
     """A program writes how many rows this rank has for each expert into one rank's table, [R, E]."""
     expert = tl.arange(0, BLOCK_E)
@@ -63,7 +63,7 @@ def put_counts(counts_E, pointers_R, offset, rank, E: tl.constexpr, BLOCK_E: tl.
     tl.store(table + rank * E + expert, count, mask=expert < E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rank"])
 def place_rows(
     counts_E, token_M, pointers_R, offset, owner_M, place_M, visited_TR, counts_L, rank,
     E: tl.constexpr, L: tl.constexpr, R: tl.constexpr,
@@ -100,7 +100,7 @@ def place_rows(
             tl.store(visited_TR + token * R + owner, tl.full((BLOCK_M,), 1, tl.int32), mask=row < end)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def push_rows(
     x_TD, token_M, owner_M, place_M, pointers_R, offset, num_rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -116,7 +116,7 @@ def push_rows(
     tl.store(theirs[:, None] + place[:, None] * width + column[None, :], x, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rank", "num_tokens", "most_tokens"])
 def push_copies(
     x_TD, visited_TR, pointers_R, offset, arrived_offset, rank, num_tokens, most_tokens, width,
     R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -141,7 +141,7 @@ def push_copies(
             tl.store(arrived + place, visits, mask=token < tl.where(tl.program_id(1) == 0, most_tokens, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_copy", "num_rows"])
 def push_gates(
     gate_M, token_M, owner_M, place_M, pointers_R, gate_offset, copy_offset, first_copy, num_rows, ROWS: tl.constexpr
 ):
@@ -157,7 +157,7 @@ def push_gates(
         tl.store(regions(pointers_R, owner, copy_offset, mask, tl.int32) + place, copy, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_places"])
 def copy_arrived(
     from_VD, to_VD, counts_L, arrived_V, num_places, width,
     L: tl.constexpr, BLOCK_L: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -201,7 +201,7 @@ def pull_rows(
     tl.store(out_TD + token * width + column, narrow(total, out_TD.dtype.element_ty), mask=column < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rank", "num_tokens", "most_tokens"])
 def pull_copies(
     visited_TR, pointers_R, offset, out_TD, rank, num_tokens, most_tokens, width,
     R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -222,7 +222,7 @@ def pull_copies(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def pull_numbers(owner_M, place_M, pointers_R, offset, out_M, num_rows, ROWS: tl.constexpr):
     """A program reads one float32 for each of ROWS rows, from its place."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

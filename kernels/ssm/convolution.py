@@ -46,7 +46,7 @@ def causal_convolution(
         assert tail_BKC.shape[1] == num_taps - 1, f"a tail of {tail_BKC.shape[1]} inputs for {num_taps} taps"
     if num_taps <= MOST_TAPS and runs_triton(backend, x_BSC, weight_CK, bias_C):
         x_BSC = x_BSC if x_BSC.stride(2) == 1 else x_BSC.contiguous()
-        y_BSC = _CausalConvolution.apply(x_BSC, weight_CK, bias_C, document_BS, tail_BKC)
+        y_BSC = _CausalConvolution.apply(x_BSC, weight_CK, bias_C.contiguous(), document_BS, tail_BKC)
         return y_BSC, _last_inputs(x_BSC, tail_BKC, num_taps - 1)
     if tail_BKC is None:
         x_BSC = F.pad(x_BSC, (0, 0, num_taps - 1, 0))

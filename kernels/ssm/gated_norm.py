@@ -15,6 +15,9 @@ from kernels.operator import operator
 ROWS = 16
 """Rows of a program, whose shares of the weight's gradient it sums."""
 
+MOST_WIDTH = 8192
+"""Channels of a group of Triton's body, of which a program holds a row in registers; PyTorch's takes any number."""
+
 
 def gated_rms_norm(
     y: Tensor, z: Tensor, weight_I: Tensor, group_size: int, eps: float, backend: str = "auto"
@@ -24,8 +27,8 @@ def gated_rms_norm(
     y, z: [..., I] of one float dtype, in which the result is; I is a multiple of group_size. weight_I: float32 at
     least. Arithmetic is float32 at least. Triton's body keeps y, z and weight for the backward, and nothing else.
     """
-    if runs_triton(backend, y, z, weight_I):
-        return _GatedRMSNorm.apply(y.contiguous(), z.contiguous(), weight_I, group_size, eps)
+    if group_size <= MOST_WIDTH and runs_triton(backend, y, z, weight_I):
+        return _GatedRMSNorm.apply(y.contiguous(), z.contiguous(), weight_I.contiguous(), group_size, eps)
     wide = torch.promote_types(y.dtype, torch.float32)
     gated = y.to(wide) * F.silu(z.to(wide))
     normed = F.rms_norm(gated.unflatten(-1, (-1, group_size)), (group_size,), eps=eps).flatten(-2)
@@ -86,7 +89,7 @@ def _backward(
     return dy, dz, shares_PI
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def gated_norm_forward(
     y_RI, z_RI, weight_I, out_RI, num_rows, num_channels, eps, W: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):
@@ -103,7 +106,7 @@ def gated_norm_forward(
         tl.store(out_RI + offset, narrow(gated * inverse * weight, out_RI.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def gated_norm_backward(
     dout_RI, y_RI, z_RI, weight_I, dy_RI, dz_RI, shares_PI, num_rows, num_channels, eps,
     W: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,

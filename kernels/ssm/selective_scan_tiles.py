@@ -12,14 +12,14 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from kernels.language import INTERPRETING, narrow, tl, triton, widen
 from kernels.operator import operator
 
-TOKENS = 4 if INTERPRETING else 16
-"""Tokens of a tile."""
+TOKENS, CHANNELS = (4, 8) if INTERPRETING else (16, 16)
+"""Tokens of a tile and channels of a program, at most: of large states fewer."""
 
-TILES = 2
-"""Tiles of a run: the backward walks through those before a tile once more, from the state kept at the run's start."""
+LARGEST_TILE = 4 * 8 * 16 if INTERPRETING else 16 * 16 * 16
+"""Numbers of tokens, channels and states that the backward holds in registers, several times."""
 
-CHANNELS = 8 if INTERPRETING else 16
-"""Channels of a program."""
+RUN = 8 if INTERPRETING else 32
+"""Tokens of a run: the backward walks through tiles before one once more, from the state kept at the run's start."""
 
 
 class SelectiveScan(torch.autograd.Function):
@@ -51,20 +51,25 @@ class SelectiveScan(torch.autograd.Function):
                 dstate_BIN)
 
 
-def _grid(x_BSI: Tensor) -> tuple[int, int]:
-    return triton.cdiv(x_BSI.shape[2], CHANNELS), x_BSI.shape[0]
+def _grid(x_BSI: Tensor, A_IN: Tensor) -> tuple[int, int]:
+    return triton.cdiv(x_BSI.shape[2], _sizes(A_IN)["BLOCK_I"]), x_BSI.shape[0]
 
 
 def _sizes(A_IN: Tensor) -> dict[str, int]:
-    return {"N": A_IN.shape[1], "TOKENS": TOKENS, "TILES": TILES, "BLOCK_I": CHANNELS,
-            "BLOCK_N": max(4, triton.next_power_of_2(A_IN.shape[1])), "num_warps": 8}
+    """What kernels are compiled for. Half as many channels come before half as many tokens, down to one of each."""
+    num_states = max(4, triton.next_power_of_2(A_IN.shape[1]))
+    tokens, channels = TOKENS, CHANNELS
+    while tokens * channels * num_states > LARGEST_TILE and tokens * channels > 1:
+        tokens, channels = (tokens, channels // 2) if channels >= tokens else (tokens // 2, channels)
+    return {"N": A_IN.shape[1], "TOKENS": tokens, "TILES": RUN // tokens, "BLOCK_I": channels, "BLOCK_N": num_states,
+            "num_warps": 8}
 
 
 def _fake_forward(
     x_BSI: Tensor, dt_BSI: Tensor, A_IN: Tensor, B_BSN: Tensor, C_BSN: Tensor, D_I: Tensor,
     document_BS: Tensor | None, state_BIN: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch_size, num_runs = x_BSI.shape[0], -(-x_BSI.shape[1] // (TOKENS * TILES))
+    batch_size, num_runs = x_BSI.shape[0], -(-x_BSI.shape[1] // RUN)
     return (
         torch.empty_like(x_BSI), x_BSI.new_empty(batch_size, *A_IN.shape, dtype=torch.float32),
         x_BSI.new_empty(batch_size, num_runs, *A_IN.shape, dtype=torch.float32),
@@ -78,7 +83,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the state after the last token, and those that enter each run."""
     y_BSI, last_BIN, kept_BZIN = _fake_forward(x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, state_BIN)
-    selective_scan_forward[_grid(x_BSI)](
+    selective_scan_forward[_grid(x_BSI, A_IN)](
         x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, state_BIN, y_BSI, last_BIN, kept_BZIN,
         kept_BZIN.shape[1], *x_BSI.shape[1:], **_sizes(A_IN),
     )
@@ -103,10 +108,10 @@ def _backward(
     dx_BSI, ddt_BSI, dA_BIN, _, _, dD_BI, dstate_BIN = _fake_backward(
         dy_BSI, dlast_BIN, x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, kept_BZIN
     )
-    num_blocks = _grid(x_BSI)[0]
+    num_blocks = _grid(x_BSI, A_IN)[0]
     # Each block of channels has its share of the gradients of what all channels read.
     dB_JBSN, dC_JBSN = (B_BSN.new_empty(num_blocks, *B_BSN.shape, dtype=torch.float32) for _ in range(2))
-    selective_scan_backward[_grid(x_BSI)](
+    selective_scan_backward[_grid(x_BSI, A_IN)](
         dy_BSI, dlast_BIN, x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, kept_BZIN,
         dx_BSI, ddt_BSI, dA_BIN, dB_JBSN, dC_JBSN, dD_BI, dstate_BIN, kept_BZIN.shape[1], *x_BSI.shape[1:],
         **_sizes(A_IN),
@@ -140,8 +145,8 @@ def selective_scan_forward(
             is_token = token < seq_len
             decay, added = decays_and_inputs(
                 x, dt, B, document, token, is_token, channel, state, rate_IN, num_channels, N)
-            h_TIN = states(decay, added, h_IN)
-            h_IN = at(h_TIN, TOKENS - 1, TOKENS)
+            h_TIN = scan_states(decay, added, h_IN)
+            h_IN = take_token(h_TIN, TOKENS - 1, TOKENS)
             C_TN = load_tile(C, token, is_token, state, N)
             x_TI = load_tile(x, token, is_token, channel, num_channels)
             y_TI = tl.sum(h_TIN * C_TN[:, None, :], 2) + D[None, :] * x_TI
@@ -182,18 +187,19 @@ def selective_scan_backward(
             token = (run * TILES + before) * TOKENS + lane
             decay, added = decays_and_inputs(
                 x, dt, B, document, token, token < seq_len, channel, state, rate_IN, num_channels, N)
-            h_IN = at(states(decay, added, h_IN), TOKENS - 1, TOKENS)
+            h_IN = take_token(scan_states(decay, added, h_IN), TOKENS - 1, TOKENS)
 
         token = place * TOKENS + lane
         is_token = token < seq_len
         decay, added = decays_and_inputs(
             x, dt, B, document, token - 1, is_token & (lane > 0), channel, state, rate_IN, num_channels, N)
-        before_TIN = states(decay, added, h_IN)
+        before_TIN = scan_states(decay, added, h_IN)
         C_TN = load_tile(C, token, is_token, state, N)
         dy_TI = load_tile(dy, token, is_token, channel, num_channels)
         after = (token + 1 < seq_len) & (lane < TOKENS - 1)
         decay = decays(dt, document, token + 1, after, channel, rate_IN, num_channels)
-        product, g_TIN = tl.associative_scan((decay, C_TN[:, None, :] * dy_TI[:, :, None]), 0, then, reverse=True)
+        read_TIN = C_TN[:, None, :] * dy_TI[:, :, None]
+        product, g_TIN = tl.associative_scan((decay, read_TIN), 0, combine_steps, reverse=True)
         g_TIN += product * later_IN[None, :, :]
 
         decay = decays(dt, document, token, is_token, channel, rate_IN, num_channels)
@@ -205,7 +211,7 @@ def selective_scan_backward(
         store_tile(dB_JBSN + share, token, is_token, state, N, tl.sum(g_TIN * (dt_TI * x_TI)[:, :, None], 1))
         dvalue_TI = tl.sum(g_TIN * B_TN[:, None, :], 2)
         g_TIN *= decay
-        later_IN = at(g_TIN, 0, TOKENS)
+        later_IN = take_token(g_TIN, 0, TOKENS)
         dlog_TIN = g_TIN * before_TIN
         dA_IN += tl.sum(dlog_TIN * dt_TI[:, :, None], 0)
         dD += tl.sum(dy_TI * x_TI, 0)
@@ -242,20 +248,20 @@ def decays_and_inputs(x, dt, B, document, token, is_token, channel, state, rate_
 
 
 @triton.jit
-def states(decay, added, h_IN):
+def scan_states(decay, added, h_IN):
     """h_t = decay_t h_{t-1} + added_t, from the state before the first token: [T, I, N]."""
-    product, h_TIN = tl.associative_scan((decay, added), 0, then)
+    product, h_TIN = tl.associative_scan((decay, added), 0, combine_steps)
     return h_TIN + product * h_IN[None, :, :]
 
 
 @triton.jit
-def then(decay, value, next_decay, next_value):
+def combine_steps(decay, value, next_decay, next_value):
     """Two steps of a linear recurrence as one."""
     return decay * next_decay, value * next_decay + next_value
 
 
 @triton.jit
-def at(x_TIN, place: tl.constexpr, TOKENS: tl.constexpr):
+def take_token(x_TIN, place: tl.constexpr, TOKENS: tl.constexpr):
     """The entries of one token: [I, N]."""
     lane = tl.arange(0, TOKENS)
     return tl.sum(tl.where((lane == place)[:, None, None], x_TIN, 0.0), 0)

@@ -11,11 +11,10 @@ from kernels.ssm.ssd_chunk import DT, ENTERS, KEPT, V, load_rows, pair_decays, s
 
 @triton.jit
 def add_outputs(
-    y_QP, x_KP, B_KN, C_QN, D, decays_VQ, segment_Q, first: tl.constexpr, Q: tl.constexpr, K: tl.constexpr
+    y_QP, x_KP, scores_QK, D, decays_VQ, segment_Q, first: tl.constexpr, Q: tl.constexpr, K: tl.constexpr
 ):
-    """y_t + sum_s ((C_t . B_s) decay_ts dt_s + [t = s] D) x_s, over the K tokens from `first` on."""
+    """y_t + sum_s (score_ts decay_ts dt_s + [t = s] D) x_s, over the K tokens from `first` on; scores are C_t . B_s."""
     row, column = tl.arange(0, Q), first + tl.arange(0, K)
-    scores_QK = dot(C_QN, tl.trans(B_KN), tl.zeros((Q, K), tl.float32))
     scores_QK *= pair_decays(decays_VQ, segment_Q, first, Q, K, x_KP.dtype == tl.float32)
     scores_QK *= tl.load(decays_VQ + DT * Q + column)[None, :]
     scores_QK += tl.where(row[:, None] == column[None, :], D, 0.0)
@@ -46,7 +45,8 @@ def ssd_carried(
         for first in tl.static_range(0, Q, K):
             x_KP = load_rows(x_BSHP + matrix + first * H * P, H * P, left - first, P, K, BLOCK_P)
             B_KN = load_rows(B_BSGN + vectors + first * G * N, G * N, left - first, N, K, BLOCK_N)
-            y_QP = add_outputs(y_QP, x_KP, B_KN, C_QN, tl.load(D_H + head), decays, segment, first, Q, K)
+            scores_QK = dot(C_QN, tl.trans(B_KN), tl.zeros((Q, K), tl.float32))
+            y_QP = add_outputs(y_QP, x_KP, scores_QK, tl.load(D_H + head), decays, segment, first, Q, K)
             kept_KP = narrow(widen(x_KP) * tl.load(decays + KEPT * Q + first + tl.arange(0, K))[:, None], x_KP.dtype)
             state_PN = dot(tl.trans(kept_KP), B_KN, state_PN)
         store_rows(y_BSHP + matrix, H * P, left, P, narrow(y_QP, y_BSHP.dtype.element_ty), Q, BLOCK_P)
@@ -56,25 +56,28 @@ def ssd_carried(
 @triton.jit
 def ssd_outputs(
     x_BSHP, decays_BHZVQ, segment_BZQ, B_BSGN, C_BSGN, D_H, entering_BZHPN, y_BSHP, seq_len,
-    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, K: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """A program computes the outputs of one head in one chunk, whose entering state it is given."""
-    head, chunk, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    num_chunks, group = tl.num_programs(1), head // (H // G)
+    """A program computes the outputs of one head in one chunk, whose entering state it is given, BLOCK_N columns of it
+    after another."""
+    head, chunk, row = tl.program_id(0) % H, tl.program_id(0) // H, tl.program_id(1).to(tl.int64)
+    num_chunks, group = tl.num_programs(0) // H, head // (H // G)
     token, left = row * seq_len + chunk * Q, seq_len - chunk * Q
     decays = decays_BHZVQ + ((row * H + head) * num_chunks + chunk) * (V * Q)
     segment = None if segment_BZQ is None else segment_BZQ + (row * num_chunks + chunk) * Q
     matrix, vectors = (token * H + head) * P, (token * G + group) * N
-    C_QN = load_rows(C_BSGN + vectors, G * N, left, N, Q, BLOCK_N)
     state = ((row * num_chunks + chunk) * H + head) * P * N
-    state_PN = load_rows(entering_BZHPN + state, N, P, N, BLOCK_P, BLOCK_N)
-    y_QP = dot(C_QN, tl.trans(state_PN), tl.zeros((Q, BLOCK_P), tl.float32))
+    y_QP, scores_QQ = tl.zeros((Q, BLOCK_P), tl.float32), tl.zeros((Q, Q), tl.float32)
+    for block in range(0, N, BLOCK_N):
+        C_QN = load_rows(C_BSGN + vectors + block, G * N, left, N - block, Q, BLOCK_N)
+        B_QN = load_rows(B_BSGN + vectors + block, G * N, left, N - block, Q, BLOCK_N)
+        state_PN = load_rows(entering_BZHPN + state + block, N, P, N - block, BLOCK_P, BLOCK_N)
+        y_QP = dot(C_QN, tl.trans(state_PN), y_QP)
+        scores_QQ = dot(C_QN, tl.trans(B_QN), scores_QQ)
     y_QP *= tl.load(decays + ENTERS * Q + tl.arange(0, Q))[:, None]
-    for first in tl.static_range(0, Q, K):
-        x_KP = load_rows(x_BSHP + matrix + first * H * P, H * P, left - first, P, K, BLOCK_P)
-        B_KN = load_rows(B_BSGN + vectors + first * G * N, G * N, left - first, N, K, BLOCK_N)
-        y_QP = add_outputs(y_QP, x_KP, B_KN, C_QN, tl.load(D_H + head), decays, segment, first, Q, K)
+    x_QP = load_rows(x_BSHP + matrix, H * P, left, P, Q, BLOCK_P)
+    y_QP = add_outputs(y_QP, x_QP, scores_QQ, tl.load(D_H + head), decays, segment, 0, Q, Q)
     store_rows(y_BSHP + matrix, H * P, left, P, narrow(y_QP, y_BSHP.dtype.element_ty), Q, BLOCK_P)
 
 

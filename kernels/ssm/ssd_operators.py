@@ -8,18 +8,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.language import triton
+from kernels.language import INTERPRETING, triton
 from kernels.operator import operator
 from kernels.ssm.ssd_backward import NUM_GRADIENTS, ssd_decay_gradients, ssd_group_gradients, ssd_head_gradients
 from kernels.ssm.ssd_chunk import NUM_VECTORS, ssd_decays
 from kernels.ssm.ssd_forward import ssd_carried, ssd_outputs, ssd_states
 
 CHUNK, FLOAT32_CHUNK = 64, 16
-"""Tokens of a chunk, of 16-bit and of float32 inputs: their tiles stay in registers, float32's without tensor cores."""
+"""Tokens of a chunk, of 16-bit and of float32 inputs, whose products are not the tensor cores'."""
 PART = 32
 """Tokens of a chunk that a forward kernel pairs with all its tokens at one time."""
 STATE_BLOCK = 64
 """Columns of a state that a program takes where others can take the rest."""
+HEAD_BLOCK, WIDE_HEAD_BLOCK, FLOAT32_HEAD_BLOCK = 64, 32, 16
+"""Of a head's width, what a program takes at one time where it sums over heads: of up to 64 numbers of 16 bits all, of
+more, and of float32."""
+STEP, FLOAT32_STEP = 64, 16
+"""Columns of a state that a program multiplies by at one time, of 16-bit and of float32 inputs."""
+LARGEST_CARRIED = 64 * 128
+"""Numbers of a state that a program can carry in registers, where inputs are of 16 bits."""
 DECAY_HEADS = 16
 """Heads whose decays a program computes: 64 bytes of a token's dt."""
 CARRIED_PROGRAMS = 264
@@ -64,15 +71,36 @@ def _chunk_size(x_BSHP: Tensor) -> int:
     return CHUNK if x_BSHP.element_size() == 2 else FLOAT32_CHUNK
 
 
-def _sizes(x_BSHP: Tensor, B_BSGN: Tensor, largest_block: int = 2**16) -> dict[str, int]:
-    """What kernels are compiled for; a program takes at most largest_block columns of a state."""
+def _sizes(x_BSHP: Tensor, B_BSGN: Tensor, most_columns: int = 2**16, most_rows: int = 2**16) -> dict[str, int]:
+    """What kernels are compiled for; a program takes at most so many columns (N) and rows (P) of a state at once."""
     (num_heads, head_dim), (num_groups, d_state) = x_BSHP.shape[2:], B_BSGN.shape[2:]
     # Tensor cores take blocks of 16 and more, and four warps the 64 rows of a tile: of eight, two would hold the same.
     block_P, block_N = (max(16, triton.next_power_of_2(size)) for size in (head_dim, d_state))
+    block_P, block_N = min(block_P, most_rows), min(block_N, most_columns)
+    is_small = x_BSHP.element_size() == 2 and block_P <= 64
     return {
         "H": num_heads, "G": num_groups, "P": head_dim, "N": d_state, "Q": _chunk_size(x_BSHP), "BLOCK_P": block_P,
-        "BLOCK_N": min(largest_block, block_N), "num_warps": 4 if x_BSHP.element_size() == 2 else 8, "num_stages": 2,
+        "BLOCK_N": block_N, "num_warps": 4 if is_small else 8, "num_stages": 2,
     }
+
+
+def _step(x_BSHP: Tensor) -> int:
+    """Columns of a state that a program multiplies by at one time, where it goes through all of them."""
+    return STEP if x_BSHP.element_size() == 2 else FLOAT32_STEP
+
+
+def _head_block(x_BSHP: Tensor) -> int:
+    if x_BSHP.element_size() != 2:
+        return FLOAT32_HEAD_BLOCK
+    return HEAD_BLOCK if x_BSHP.shape[3] <= HEAD_BLOCK else WIDE_HEAD_BLOCK
+
+
+def _is_carried(x_BSHP: Tensor, sizes: dict[str, int]) -> bool:
+    """Whether a forward carries states in registers: there are programs enough, and a state is not too large."""
+    if x_BSHP.shape[0] * x_BSHP.shape[2] < CARRIED_PROGRAMS:
+        return False
+    is_small = x_BSHP.element_size() == 2 and sizes["BLOCK_P"] * sizes["BLOCK_N"] <= LARGEST_CARRIED
+    return is_small or INTERPRETING
 
 
 def _new_state(x_BSHP: Tensor, B_BSGN: Tensor) -> Tensor:
@@ -128,14 +156,15 @@ def _forward(
     (batch_size, seq_len, num_heads, _), sizes = x_BSHP.shape, _sizes(x_BSHP, B_BSGN)
     decays_BHZVQ, segment_BZQ = _decays(dt_BSH, A_H, document_BS, sizes["Q"])
     inputs, num_chunks = (x_BSHP, decays_BHZVQ, segment_BZQ, B_BSGN, C_BSGN, D_H), decays_BHZVQ.shape[2]
-    part = min(PART, sizes["Q"])
-    if batch_size * num_heads >= CARRIED_PROGRAMS:
+    if _is_carried(x_BSHP, sizes):
         ssd_carried[num_heads, batch_size](
-            *inputs, state_BHPN, y_BSHP, final_BHPN, seq_len, num_chunks, K=part, **sizes
+            *inputs, state_BHPN, y_BSHP, final_BHPN, seq_len, num_chunks, K=min(PART, sizes["Q"]), **sizes
         )
     else:
         entering_BZHPN = _states(x_BSHP, decays_BHZVQ, B_BSGN, state_BHPN, final_BHPN, reverse=False)
-        ssd_outputs[num_heads, num_chunks, batch_size](*inputs, entering_BZHPN, y_BSHP, seq_len, K=part, **sizes)
+        ssd_outputs[num_heads * num_chunks, batch_size](
+            *inputs, entering_BZHPN, y_BSHP, seq_len, **_sizes(x_BSHP, B_BSGN, _step(x_BSHP))
+        )
     return y_BSHP, final_BHPN
 
 
@@ -169,7 +198,7 @@ def _backward(
     """
     results = _fake_backward(dy_BSHP, dfinal_BHPN, x_BSHP, dt_BSH, A_H, B_BSGN, C_BSGN, D_H, document_BS, state_BHPN)
     dx_BSHP, ddt_BSH, dA_BZH, dB_RBSGN, dC_RBSGN, dD_BZH, dstate_BHPN = results
-    (batch_size, seq_len, num_heads, _), sizes = x_BSHP.shape, _sizes(x_BSHP, B_BSGN)
+    (batch_size, seq_len, num_heads, _), sizes = x_BSHP.shape, _sizes(x_BSHP, B_BSGN, _step(x_BSHP))
     decays_BHZVQ, segment_BZQ = _decays(dt_BSH, A_H, document_BS, sizes["Q"])
     # The final state is not asked for: the gradient of the initial one is written over it.
     entering_BZHPN = _states(x_BSHP, decays_BHZVQ, B_BSGN, state_BHPN, dstate_BHPN, reverse=False)
@@ -177,15 +206,15 @@ def _backward(
 
     inputs, num_chunks = (dy_BSHP, x_BSHP, decays_BHZVQ, segment_BZQ, B_BSGN, C_BSGN), decays_BHZVQ.shape[2]
     gradients_BHZWQ = dt_BSH.new_empty(batch_size, num_heads, num_chunks, NUM_GRADIENTS, sizes["Q"])
-    ssd_head_gradients[num_heads, num_chunks, batch_size](
+    ssd_head_gradients[num_heads * num_chunks, batch_size](
         *inputs, D_H, entering_BZHPN, dleaving_BZHPN, dx_BSHP, gradients_BHZWQ, seq_len, **sizes
     )
     ssd_decay_gradients[num_chunks, triton.cdiv(num_heads, DECAY_HEADS), batch_size](
         gradients_BHZWQ, dt_BSH, A_H, ddt_BSH, dA_BZH, dD_BZH, seq_len, num_heads, Q=sizes["Q"], BLOCK_H=DECAY_HEADS
     )
-    sizes = _sizes(x_BSHP, B_BSGN, STATE_BLOCK)
+    sizes = _sizes(x_BSHP, B_BSGN, STATE_BLOCK, _head_block(x_BSHP))
     blocks = triton.cdiv(sizes["N"], sizes["BLOCK_N"])
-    ssd_group_gradients[blocks * len(dB_RBSGN) * sizes["G"], num_chunks, batch_size](
+    ssd_group_gradients[blocks * len(dB_RBSGN) * sizes["G"] * num_chunks, batch_size](
         *inputs, entering_BZHPN, dleaving_BZHPN, dB_RBSGN, dC_RBSGN, seq_len, _heads_of_run(x_BSHP, B_BSGN), **sizes
     )
     return results

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.backend import runs_triton
 from kernels.moe import symmetric
-from kernels.moe.peers import Layout, Peers
+from kernels.moe.peers import Layout, Peers, refuse_capture
 from kernels.moe.symmetric import Places
 from parallel.collectives import all_max
 from parallel.dispatch.rows import Assignment, ExpertFunction
@@ -47,6 +47,7 @@ class Channel:
         self.peers, self.turn = peers, 0
 
     def next_turn(self) -> int:
+        refuse_capture()
         self.turn += 1
         return self.turn
 
@@ -105,6 +106,7 @@ class SymmetricMemoryDispatcher:
     min(most_choices, L): what experts get, and keep for the backward, is that long.
 
     Calling it is collective, for the backward too, and all ranks must call all dispatchers of a memory in one order.
+    RuntimeError in a CUDA graph's capture: turns are numbered on the host.
     bytes_sent: int64 tensor on the device, as `bytes_to_others` counts.
     """
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from framework.bench.kernels.check import relative_error
+
 FORWARD = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 5e-3}
 BACKWARD = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 5e-3}
 """Largest relative error by norm."""
@@ -48,16 +50,6 @@ def results(function: Callable, arguments: Sequence) -> dict[str, dict[int, Tens
         "output": {place: output.detach() for place, output in enumerate(outputs) if output is not None},
         "gradient": {place: gradient for place, gradient in gradients.items() if gradient is not None},
     }
-
-
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    """|got - expected| / |expected| by norm; integers must agree exactly. Infinite where got is not finite."""
-    if not got.is_floating_point():
-        return 0.0 if torch.equal(got, expected) else float("inf")
-    if not got.isfinite().all():
-        return float("inf")
-    difference, scale = (got.double() - expected.double()).norm(), expected.double().norm()
-    return float(difference / scale) if scale > 0 else (0.0 if difference == 0 else float("inf"))
 
 
 @contextmanager

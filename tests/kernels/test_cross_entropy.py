@@ -84,6 +84,17 @@ def test_nothing_of_vocabulary_width_is_kept_for_each_token():
     assert kept == [(40, 6), (50, 6)]
 
 
+def test_a_mean_over_tokens_scales_bfloat16_gradients_in_float32():
+    """1 / 8170 lies between numbers of bfloat16 that are 0.12 % and 0.27 % away."""
+    x_TD, weight_VD, targets_T = inputs(x_dtype=torch.bfloat16, weight_dtype=torch.bfloat16)
+    of_sum, of_mean = (torch.autograd.grad(linear_cross_entropy(x_TD, weight_VD, targets_T) / num, (x_TD, weight_VD))
+                       for num in (1, 8170))
+    for whole_gradient, part in zip(of_sum, of_mean, strict=True):
+        scale = torch.tensor(1 / 8170)
+        assert torch.equal(part, (whole_gradient.float() * scale).bfloat16())
+        assert not torch.equal(part, whole_gradient * scale.bfloat16())
+
+
 def test_without_gradients_none_are_computed():
     x_TD, weight_VD, targets_T = inputs()
     with torch.no_grad():

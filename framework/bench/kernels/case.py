@@ -11,15 +11,17 @@ Arguments = Sequence[object]
 
 @dataclass(frozen=True)
 class Work:
-    """What one kernel cannot do without: operations of matrix products, and bytes to and from memory."""
+    """What one kernel cannot do without: operations of matrix products, bytes to and from memory, and exponentials."""
 
     name: str
     flops: float
     bytes: float
+    exponentials: float = 0.0
 
-    def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """Arithmetic and memory at their measured best, one behind the other's back."""
-        return max(self.flops / flops_per_second, self.bytes / bytes_per_second)
+    def seconds(self, flops_per_second: float, bytes_per_second: float, exponentials_per_second: float) -> float:
+        """Each at its best, behind the others' backs."""
+        return max(self.flops / flops_per_second, self.bytes / bytes_per_second,
+                   self.exponentials / exponentials_per_second)
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,30 @@ def differentiable(results: Sequence[object]) -> list[Tensor]:
     return [result for result in results if isinstance(result, Tensor) and result.requires_grad]
 
 
-def with_gradient(arguments: Arguments) -> list[Tensor]:
-    return differentiable(arguments)
+def upstream_gradients(results: Sequence[object]) -> list[Tensor]:
+    """A random gradient of each differentiable result, the same for the same shapes and dtypes.
+
+    Gradients of ones would hide what a backward does wrong: rows of ones are all alike, and gates that sum to one have
+    no gradient.
+    """
+    outputs = differentiable(results)
+    if any(output.is_meta for output in outputs):
+        return [torch.empty_like(output) for output in outputs]
+    generator = torch.Generator(outputs[0].device).manual_seed(1) if outputs else None
+    return [torch.randn(output.shape, generator=generator, device=output.device).to(output.dtype)
+            for output in outputs]
 
 
-def forward_and_backward(function: Callable[..., object], arguments: Arguments) -> tuple[Tensor, ...]:
-    """Results, and gradients of all that require one, for upstream gradients of ones."""
+def forward_and_backward(
+    function: Callable[..., object], arguments: Arguments, upstream: Sequence[Tensor] | None = None
+) -> tuple[Tensor | None, ...]:
+    """Results, and gradients of all arguments that require one (None where there is none).
+
+    upstream: gradients of the differentiable results; None: `upstream_gradients` of them.
+    """
     results = call(function, arguments)
-    outputs, leaves = differentiable(results), with_gradient(arguments)
+    outputs, leaves = differentiable(results), differentiable(arguments)
     if not outputs or not leaves:
         return results
-    upstream = [torch.ones_like(output) for output in outputs]
+    upstream = upstream_gradients(results) if upstream is None else upstream
     return *results, *torch.autograd.grad(outputs, leaves, upstream, allow_unused=True)

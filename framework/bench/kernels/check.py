@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from framework.bench.kernels.case import Arguments, Case, forward_and_backward
+from framework.bench.kernels.case import Arguments, Case, forward_and_backward, upstream_gradients
 from kernels.backend import use_backend
 
 TOLERANCE = 1e-2
@@ -17,10 +17,12 @@ def largest_error(case: Case, device: torch.device, num_tokens: int | None = Non
     torch.manual_seed(0)
     arguments = case.arguments(device, num_tokens or case.check_tokens)
     wide = _wide(arguments)
-    with use_backend("torch"):
-        expected = forward_and_backward(case.reference or case.run, wide)
     with use_backend("triton"):
         got = forward_and_backward(case.run, arguments)
+    # Gradients among these are no function of anything, and have none upstream.
+    upstream = [gradient.double() for gradient in upstream_gradients(got)]
+    with use_backend("torch"):
+        expected = forward_and_backward(case.reference or case.run, wide, upstream)
     return max(relative_error(*pair) for pair in zip(got, expected, strict=True))
 
 
@@ -31,16 +33,20 @@ def _wide(arguments: Arguments) -> Sequence[object]:
 
 
 def relative_error(got: object, expected: object) -> float:
-    """|got - expected| / |expected| by norm; integers must be equal, and other objects are passed over."""
-    if not isinstance(got, Tensor):
-        return 0.0
+    """|got - expected| / |expected| by norm.
+
+    Infinite where got is not finite, where integers differ, where zeros were expected and there are none, and where one
+    of both is a tensor and the other is not; objects that are no tensors are passed over.
+    """
+    if not isinstance(got, Tensor) or not isinstance(expected, Tensor):
+        return float("inf") if isinstance(got, Tensor) or isinstance(expected, Tensor) else 0.0
     if not got.is_floating_point() and not expected.is_floating_point():
         return 0.0 if torch.equal(got, expected) else float("inf")
     if not got.isfinite().all():
         return float("inf")
     got, expected = got.detach().double(), expected.detach().double()
     difference, scale = (got - expected).norm(), expected.norm()
-    return float(difference / scale) if scale > 0 else float(difference)
+    return float(difference / scale) if scale > 0 else (0.0 if difference == 0 else float("inf"))
 
 
 def _is_float(argument: object) -> bool:

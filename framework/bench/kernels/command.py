@@ -1,36 +1,68 @@
-"""The command: compile all kernels, or time them, and say it in a table or in JSON."""
+"""Compile all kernels, or time them, and say it in a table or in JSON."""
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import NoReturn
 
 import torch
 
 from framework.bench.kernels import table
+from framework.bench.kernels.capture import capture_fault
 from framework.bench.kernels.case import Case
 from framework.bench.kernels.cases import all_cases
 from framework.bench.kernels.compile import compile_launches, launches_of, show_progress
 from framework.bench.kernels.floor import H100, measure
 from framework.bench.kernels.gate import all_faults, table_faults
-from framework.bench.kernels.timed import time_cases
+from framework.bench.kernels.moe_cases import SHAPES, layer_case
+from framework.bench.kernels.options import FLAGS, MODES, ONLY
+from framework.bench.kernels.timed import floors_of, time_cases
 from kernels import language
 
 BUDGET = 440
-"""Seconds after which no further case begins: a run ends within eight minutes."""
+"""Seconds after which no further case begins."""
+
+COMPILED_FOR = (9, 0)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_refuse(message))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code 0 where all is well, 1 where a kernel is not, 2 for a mistake."""
-    parser = argparse.ArgumentParser("python -m framework.bench.kernels", description=__doc__)
-    parser.add_argument("--compile-only", action="store_true", help="compile for sm_90; needs no GPU")
-    parser.add_argument("--check", action="store_true", help="fail where the table of compiled kernels is not theirs")
-    parser.add_argument("--floors", action="store_true", help="print an H100's floors; needs no GPU")
-    parser.add_argument("--only", metavar="NAME", help="kernels and shapes whose name contains this")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    """Exit code 0 where all is well, 1 where a kernel is not or nothing can be written, 2 for a mistake."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read has enough; nothing more is to be written when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as problem:
+        print(f"upmix: cannot write: {problem}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = Parser("python -m framework.bench.kernels", description=__doc__)
+    for flag, said in FLAGS.items():
+        parser.add_argument(flag, action="store_true", help=said)
+    parser.add_argument("--only", metavar="NAME", help=ONLY)
     given = parser.parse_args(arguments)
+    modes = [flag for flag in MODES if flag in arguments]
+    if len(modes) > 1:
+        return _refuse(f"{' and '.join(modes)}: one at a time; allowed: {', '.join(MODES)}")
+    if given.check and (given.only is not None or given.json):
+        return _refuse("--check is of all kernels and prints no JSON; allowed: --check alone")
     if not language.AVAILABLE:
         return _refuse("Triton is not installed, and there is nothing else to measure")
     try:
@@ -38,10 +70,11 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as mistake:
         return _refuse(str(mistake))
     if given.floors:
-        print(table.floors_text(cases, H100))
+        print(json.dumps({**H100._asdict(), "rows": floors_of(cases, H100)}) if given.json
+              else table.floors_text(cases, H100))
         return 0
     if given.check:
-        return _complain(table_faults(all_cases()))
+        return _complain(table_faults(cases))
     if given.compile_only:
         return _compile(cases, given.only is None, given.json)
     if not torch.cuda.is_available():
@@ -50,29 +83,42 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _compile(cases: list[Case], is_all: bool, as_json: bool) -> int:
-    rows = compile_launches(launches_of(cases), show_progress)
-    if is_all and table.DOCS.is_dir():
-        table.compiled_file().write_text(table.compiled_text(rows))
-    print(json.dumps({"rows": [asdict(row) for row in rows]}) if as_json else table.compiled_text(rows))
-    return _complain(all_faults(rows))
+    file = table.compiled_file() if is_all and table.DOCS.is_dir() else None
+    if file is not None:
+        try:
+            file.open("a").close()  # before minutes of work
+        except OSError as problem:
+            return _refuse(f"{file} cannot be written: {problem.strerror}")
+    rows, failed = compile_launches(launches_of(cases), show_progress)
+    print(json.dumps({"rows": [asdict(row) for row in rows]}) if as_json else table.compiled_text(rows), flush=True)
+    if file is not None:
+        file.write_text(table.compiled_text(rows))
+    return _complain([*failed, *all_faults(rows)])
 
 
 def _time(cases: list[Case], as_json: bool) -> int:
     started = time.monotonic()
     cases, rows = [case for case in cases if case.timed], []
-    # Into Triton's cache, by all cores at once: one after another they would take longer than all timing.
-    compile_launches(launches_of(cases, checked=True), show_progress)
+    if torch.cuda.get_device_capability() == COMPILED_FOR:
+        # Into Triton's cache, by all cores at once: one after another they would take longer than all timing.
+        compile_launches(launches_of(cases, checked=True), show_progress)
+    else:
+        print("this GPU is not of sm_90: kernels are compiled for it as they come", file=sys.stderr)
     place, ceilings = torch.cuda.get_device_name(), measure()
     for row in time_cases(cases, ceilings, torch.device("cuda"), budget_seconds=BUDGET - time.monotonic() + started):
         rows.append(row)
         took = row.fault or f"{row.milliseconds:.3f} ms, {row.of_floor:.0%} of the floor"
         print(f"{row.kernel}, {row.shape}, {row.direction}: {took}", file=sys.stderr)
+    not_captured = capture_fault(layer_case(SHAPES[-1])) if any(case.kernel == "moe layer" for case in cases) else None
     if as_json:
-        print(json.dumps({"device": place, **ceilings._asdict(), "rows": [row.as_dict() for row in rows]}))
+        print(json.dumps({"device": place, **ceilings._asdict(), "not_captured": not_captured,
+                          "rows": [row.as_dict() for row in rows]}))
     else:
         print(f"{place}: {ceilings.flops_per_second / 1e12:.0f} TFLOP/s of a product, "
               f"{ceilings.bytes_per_second / 1e12:.2f} TB/s of a copy\n\n{table.timed_text(rows)}")
-    return 1 if any(row.fault and not row.fault.startswith("not measured") for row in rows) else 0
+    _complain([] if not_captured is None else [not_captured])
+    failed = any(row.fault and not row.fault.startswith("not measured") for row in rows)
+    return 1 if failed or not_captured else 0
 
 
 def _complain(found: list[str]) -> int:

@@ -4,6 +4,8 @@ What crosses a link between GPUs crosses the GPU's own memory instead, so that t
 R ranks, T tokens of all of them, D model width, E experts, K choices per token, M = T K rows.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,11 +13,21 @@ from framework.bench.kernels.case import Arguments, Case, Work
 from framework.bench.kernels.moe_cases import SHAPES, MoE
 from kernels.moe import symmetric
 from kernels.moe.peers import Layout, Peers
+from kernels.moe.rows import TokenRows, rows_of_choices
 from kernels.moe.sort import sort_by_expert
 
 NUM_RANKS = 4
 TURN = 3
 """The first of a round trip. All round trips take the same ones: in a single process nobody is ever waited for."""
+
+
+class Routing(NamedTuple):
+    """Of one rank's tokens, known before they go: rows sorted by expert, and those of each token."""
+
+    token_M: Tensor
+    gate_M: Tensor
+    counts_E: Tensor
+    rows: TokenRows
 
 
 def cases() -> list[Case]:
@@ -49,28 +61,30 @@ def dispatch_case(moe: MoE, deduplicated: bool) -> Case:
         memories = [torch.zeros(layout.num_bytes, dtype=torch.uint8, device=device) for _ in range(NUM_RANKS)]
         pointers_R = torch.tensor([memory.data_ptr() for memory in memories], device=device)
         peers = [Peers(memory, pointers_R, rank, layout) for rank, memory in enumerate(memories)]
-        x_RTD, expert_RM = [], []
-        for _ in peers:
-            x_RTD.append(torch.randn(num_tokens, moe.d_model, device=device, dtype=torch.bfloat16))
-            scores_TE = torch.rand(num_tokens, moe.num_experts, device=device)
-            expert_RM.append(scores_TE.topk(moe.top_k).indices.flatten())
-        return peers, x_RTD, expert_RM
+        x_RTD = [torch.randn(num_tokens, moe.d_model, device=device, dtype=torch.bfloat16) for _ in peers]
+        return peers, x_RTD, [_routing(moe, num_tokens, device) for _ in peers]
 
     return Case("dispatch", f"{moe} R={NUM_RANKS}{' deduplicated' if deduplicated else ''}", arguments, round_trip,
                 dispatch_work(moe, deduplicated), reference=_places_of_tokens)
 
 
-def round_trip(peers: list[Peers], x_RTD: list[Tensor], expert_RM: list[Tensor]) -> tuple[Tensor, ...]:
+def _routing(moe: MoE, num_tokens: int, device: torch.device) -> Routing:
+    """Every token to top_k different experts at random, of equal weight."""
+    scores_TE = torch.rand(num_tokens, moe.num_experts, device=device)
+    order_M, place_M, counts_E = sort_by_expert(scores_TE.topk(moe.top_k).indices.flatten(), moe.num_experts)
+    gate_M = torch.ones(len(order_M), device=device)
+    return Routing(order_M // moe.top_k, gate_M, counts_E, rows_of_choices(place_M, moe.top_k))
+
+
+def round_trip(peers: list[Peers], x_RTD: list[Tensor], routing_R: list[Routing]) -> tuple[Tensor, ...]:
     """One rank after another in each step, as all of a step can run by themselves."""
     layout = peers[0].layout
-    top_k = len(expert_RM[0]) // len(x_RTD[0])
-    sorted_R = [sort_by_expert(expert_M, layout.num_experts) for expert_M in expert_RM]
-    for peer, rows in zip(peers, sorted_R, strict=True):
-        symmetric.announce(peer, TURN, rows.counts_E)
-    places_R = [symmetric.place(peer, TURN, rows.counts_E, rows.order_M // top_k, layout.num_tokens)
-                for peer, rows in zip(peers, sorted_R, strict=True)]
-    for peer, x_TD, places, rows in zip(peers, x_RTD, places_R, sorted_R, strict=True):
-        symmetric.send(peer, TURN + 1, x_TD, places, torch.ones_like(rows.order_M, dtype=torch.float32))
+    for peer, routing in zip(peers, routing_R, strict=True):
+        symmetric.announce(peer, TURN, routing.counts_E)
+    places_R = [symmetric.place(peer, TURN, routing.counts_E, routing.token_M, layout.num_tokens, routing.rows)
+                for peer, routing in zip(peers, routing_R, strict=True)]
+    for peer, x_TD, places, routing in zip(peers, x_RTD, places_R, routing_R, strict=True):
+        symmetric.send(peer, TURN + 1, x_TD, places, routing.gate_M)
     received = []
     for peer, places in zip(peers, places_R, strict=True):
         x_VD = symmetric.receive(peer, TURN + 1, places.counts_L, None, layout.num_places, x_RTD[0].dtype)
@@ -82,13 +96,13 @@ def round_trip(peers: list[Peers], x_RTD: list[Tensor], expert_RM: list[Tensor])
                  for peer, places in zip(peers, places_R, strict=True))
 
 
-def _places_of_tokens(peers: list[Peers], x_RTD: list[Tensor], expert_RM: list[Tensor]) -> tuple[Tensor, ...]:
+def _places_of_tokens(peers: list[Peers], x_RTD: list[Tensor], routing_R: list[Routing]) -> tuple[Tensor, ...]:
     layout = peers[0].layout
     local, results = layout.num_experts // layout.num_ranks, []
-    for x_TD, expert_M in zip(x_RTD, expert_RM, strict=True):
-        owner_TK = expert_M.view(len(x_TD), -1) // local
+    for x_TD, routing in zip(x_RTD, routing_R, strict=True):
+        expert_M = torch.arange(layout.num_experts, device=x_TD.device).repeat_interleave(routing.counts_E)
         visits_TR = torch.zeros(len(x_TD), layout.num_ranks, dtype=torch.float64, device=x_TD.device)
-        visits_TR.scatter_add_(1, owner_TK, torch.ones_like(owner_TK, dtype=torch.float64))
+        visits_TR.index_put_((routing.token_M, expert_M // local), visits_TR.new_ones(()), accumulate=True)
         times_T = (visits_TR > 0).sum(1) if layout.deduplicated else visits_TR.sum(1)
         results.append(x_TD.double() * times_T[:, None])
     return tuple(results)

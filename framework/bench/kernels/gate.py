@@ -27,8 +27,9 @@ def faults(row: Compiled) -> list[str]:
         found.append(f"spills {row.spill_bytes} bytes a thread")
     if row.shared_bytes > SHARED_BYTES:
         found.append(f"takes {row.shared_bytes} bytes of shared memory, of {SHARED_BYTES}")
-    if row.products and not row.tensor_core_instructions:
-        found.append("multiplies matrices without tensor cores")
+    if row.tensor_core_instructions < row.products:
+        found.append(f"multiplies matrices without tensor cores: {row.tensor_core_instructions} instructions of a "
+                     f"warpgroup for {row.products} products")
     if row.kernel in COPIES:
         narrow = set(row.stores) - {128, *COPIES[row.kernel]}
         if narrow or 128 not in row.stores:
@@ -46,18 +47,23 @@ def table_faults(cases: Sequence[Case]) -> list[str]:
     It must have each launch of the cases by its fingerprint and no other, and say of a sample what compiling it says.
     """
     file = compiled_file()
+    try:
+        rows_read = read_compiled(file)
+    except ValueError as problem:
+        return [f"{file.name} cannot be read ({problem}): {HOW}"]
     launches = {(launch.name, launch.fingerprint): launch for launch in launches_of(cases)}
-    rows = {(row.kernel, row.fingerprint): row for row in read_compiled(file)}
+    rows = {(row.kernel, row.fingerprint): row for row in rows_read}
     lacking = [f"{launch.name}, {launch.config}" for key, launch in launches.items() if key not in rows]
     needless = [f"{row.kernel}, {row.config}" for key, row in rows.items() if key not in launches]
     sample = [next(launch for launch in launches.values() if launch.name == name) for name in SAMPLE]
-    wrong = [f"{new.kernel}, {new.config}" for new in compile_launches(sample)
+    rows_of_sample, failed = compile_launches(sample)
+    wrong = [f"{new.kernel}, {new.config}" for new in rows_of_sample
              if (old := rows.get((new.kernel, new.fingerprint))) and replace(old, config=new.config) != new]
     strange = [f"no kernel is called {name}, which the gate holds to be a copy"
                for name in COPIES if name not in {launch.name for launch in launches.values()}]
     return [
         *_listed(f"{file.name} lacks", lacking), *_listed(f"{file.name} has what is launched no more:", needless),
-        *_listed(f"{file.name} is wrong on", wrong), *strange, *all_faults(rows.values()),
+        *_listed(f"{file.name} is wrong on", wrong), *strange, *failed, *all_faults(rows.values()),
     ]
 
 

@@ -53,7 +53,8 @@ def cases() -> list[Case]:
         *(router_case(moe) for moe in SHAPES), *(sort_case(moe) for moe in SHAPES),
         *(gather_case(moe) for moe in SHAPES), *(sum_case(moe) for moe in SHAPES),
         sum_case(b, weighted=True), *(experts_case(a, activation) for activation in ACTIVATIONS),
-        experts_case(b, adds=True), *(router_case(b, scoring, biased=True) for scoring in SCORINGS),
+        experts_case(b, adds=True), experts_case(b, frozen=True),
+        *(router_case(b, scoring, biased=True) for scoring in SCORINGS),
     ]
 
 
@@ -102,19 +103,21 @@ def layer_case(moe: MoE) -> Case:
                 (*backward, route_backward), {"permute, grouped_mm": _layer_of_peers})
 
 
-def experts_case(moe: MoE, activation: str = "swiglu", adds: bool = False) -> Case:
-    """adds: gradients of matrices to buffers in float32."""
+def experts_case(moe: MoE, activation: str = "swiglu", adds: bool = False, frozen: bool = False) -> Case:
+    """adds: gradients of matrices to buffers in float32. frozen: nothing has a gradient, as when a model generates."""
     def arguments(device: torch.device, num_tokens: int | None) -> Arguments:
         x_TD, token_M, gate_M, counts_E, rows, matrices = _tokens(moe, device, num_tokens)
         if activation != "swiglu":
             matrices = (None, *matrices[1:])
         buffers = tuple(torch.zeros_like(matrix, dtype=torch.float32) for matrix in matrices) if adds else None
+        if frozen:
+            x_TD, gate_M, *matrices = (tensor.detach() for tensor in (x_TD, gate_M, *matrices))
         return x_TD, token_M, gate_M, counts_E, *matrices, activation, rows, buffers
 
     forward, backward = experts_work(moe)
-    plain = activation == "swiglu" and not adds
-    detail = "" if plain else " float32 gradients" if adds else f" {activation}"
-    return Case("expert_ffn", f"{moe}{detail}", arguments, expert_ffn, forward, backward,
+    plain = activation == "swiglu" and not adds and not frozen
+    detail = "" if plain else " float32 gradients" if adds else " frozen" if frozen else f" {activation}"
+    return Case("expert_ffn", f"{moe}{detail}", arguments, expert_ffn, forward, () if frozen else backward,
                 {"permute, grouped_mm": peers.permute_and_grouped_mm} if plain else {}, timed=plain)
 
 

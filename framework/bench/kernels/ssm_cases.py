@@ -54,6 +54,8 @@ class Channels:
 SCANS = (Scan(8, 4096, 80), Scan(2, 4096, 24), Scan(4, 8192, 64, num_groups=8))
 SELECTIVE = (Channels(8, 2048, 4096, 16),)
 CONVOLUTIONS = (Channels(16, 4096, 5376), Channels(8, 2048, 4096))
+COMPILED_SCANS = (Scan(8, 4096, 80, d_state=256), Scan(8, 4096, 40, head_dim=128), Scan(2, 4096, 12, 1, 128, 256))
+"""Wider heads and states, which are compiled and not timed."""
 NORMS = (Channels(8, 4096, 5120, 5120), Channels(8, 4096, 4096, 512))
 
 
@@ -62,7 +64,10 @@ def cases() -> list[Case]:
         *(ssd_case(scan) for scan in SCANS), *(selective_case(channels) for channels in SELECTIVE),
         *(convolution_case(channels) for channels in CONVOLUTIONS), *(norm_case(channels) for channels in NORMS),
         ssd_case(SCANS[0], continued=True), ssd_case(SCANS[1], continued=True),
-        selective_case(SELECTIVE[0], continued=True), convolution_case(CONVOLUTIONS[0], continued=True),
+        *(ssd_case(scan, is_timed=False) for scan in COMPILED_SCANS),
+        *(ssd_case(scan, is_timed=False, dtype=torch.float32) for scan in (SCANS[1], COMPILED_SCANS[2])),
+        selective_case(SELECTIVE[0], continued=True), selective_case(Channels(8, 2048, 4096, 64), is_timed=False),
+        convolution_case(CONVOLUTIONS[0], continued=True),
     ]
 
 
@@ -85,12 +90,14 @@ def ssd_work(scan: Scan) -> tuple[Work, Work]:
     )
 
 
-def ssd_case(scan: Scan, continued: bool = False) -> Case:
-    """continued: of several documents, with a state from before."""
+def ssd_case(
+    scan: Scan, continued: bool = False, is_timed: bool = True, dtype: torch.dtype = torch.bfloat16
+) -> Case:
+    """continued: of several documents, with a state from before, and not timed."""
     def arguments(device: torch.device, num_tokens: int | None) -> Arguments:
         batch, seq_len = (1, num_tokens) if num_tokens else (scan.batch, scan.seq_len)
         shape, vectors = (batch, seq_len, scan.num_heads), (batch, seq_len, scan.num_groups, scan.d_state)
-        def randn(*size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        def randn(*size: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.randn(size, device=device, dtype=dtype)
 
         state = (randn(batch, scan.num_heads, scan.head_dim, scan.d_state, dtype=torch.float32).requires_grad_()
@@ -104,17 +111,16 @@ def ssd_case(scan: Scan, continued: bool = False) -> Case:
         )
 
     forward, backward = ssd_work(scan)
+    detail = " documents, state" if continued else "" if dtype == torch.bfloat16 else " float32"
     return Case(
-        "ssd", f"{scan}{' documents, state' if continued else ''}", arguments, ssd, (forward,), (backward,),
-        {} if continued else peers.ssd(), timed=not continued,
+        "ssd", f"{scan}{detail}", arguments, ssd, (forward,), (backward,), {} if continued else peers.ssd(),
+        timed=is_timed and not continued,
     )
 
 
-def selective_case(channels: Channels, continued: bool = False) -> Case:
-    """Bound by B S I N exponentials, of which 16 a clock on each of 132 multiprocessors: 3.6e12 a second.
-
-    Counted here are bytes alone: x, dt, y and B, C forward; those, dy and their gradients backward.
-    """
+def selective_case(channels: Channels, continued: bool = False, is_timed: bool = True) -> Case:
+    """B S I N exponentials of decays, and in the backward as many again, by which it is bound; x, dt, y and B, C
+    forward; those, dy and their gradients backward."""
     def arguments(device: torch.device, num_tokens: int | None) -> Arguments:
         batch, seq_len = (1, num_tokens) if num_tokens else (channels.batch, channels.seq_len)
         shape, d_state = (batch, seq_len, channels.num_channels), channels.extra
@@ -127,12 +133,12 @@ def selective_case(channels: Channels, continued: bool = False) -> Case:
             _documents(batch, seq_len, device) if continued else None, state if continued else None,
         )
 
-    vectors = 2 * 2 * channels.batch * channels.seq_len * channels.extra
+    vectors, decays = 2 * 2 * channels.batch * channels.seq_len * channels.extra, channels.size * channels.extra
     return Case(
         "selective_scan", f"{_shape(channels)} N={channels.extra}{' documents, state' if continued else ''}", arguments,
-        selective_scan, (Work("forward", 0, 6 * channels.size + vectors),),
-        (Work("backward", 0, 10 * channels.size + 2 * vectors),), {} if continued else peers.selective_scan(),
-        timed=not continued, check_tokens=300,
+        selective_scan, (Work("forward", 0, 6 * channels.size + vectors, decays),),
+        (Work("backward", 0, 10 * channels.size + 2 * vectors, decays),), {} if continued else peers.selective_scan(),
+        timed=is_timed and not continued, check_tokens=300,
     )
 
 

@@ -9,9 +9,10 @@ import triton
 from framework.bench.kernels.case import Case
 from framework.bench.kernels.compile import Compiled
 from framework.bench.kernels.floor import Ceilings
-from framework.bench.kernels.timed import Timed, directions
+from framework.bench.kernels.timed import Timed, floors_of
 
 DOCS = Path(__file__).parents[3] / "docs"
+OF_THE_HOST = "Where a floor is under 0.03 ms, launching takes longer: that time is the host's, not the kernels'."
 HEADINGS = {
     "kernel": "kernel", "config": "first launched by, and its constants", "registers": "registers",
     "spill_bytes": "spilled", "shared_bytes": "shared", "products": "products", "tensor_core_instructions": "HGMMA",
@@ -31,16 +32,16 @@ def compiled_text(rows: Sequence[Compiled]) -> str:
 
 Written by `upmix bench kernels --compile-only`; kernels.md says what the kernels do. A row is one compilation: launches
 that differ in nothing that the compiler sees share it. Registers and spilled bytes are of a thread, shared bytes of a
-program; products are matrix products in the source, HGMMA a warpgroup's instructions for them; widths of accesses to
-global memory are in bits: the widest store, those of all stores, the widest load. The fingerprint changes with the
-kernel's code and its arguments' kinds.
+program; products are matrix products of 16-bit numbers in the source, HGMMA a warpgroup's instructions for them; widths
+of accesses to global memory are in bits: the widest store, those of all stores, the widest load. The fingerprint
+changes with the kernel's code and its arguments' kinds.
 
 {markdown(list(HEADINGS.values()), ([_cell(getattr(row, name)) for name in HEADINGS] for row in rows))}
 """
 
 
 def read_compiled(file: Path) -> list[Compiled]:
-    """The rows of a table as `compiled_text` wrote it; none where there is no file."""
+    """The rows of a table as `compiled_text` wrote it; none where there is no file. ValueError for another table."""
     lines = file.read_text().splitlines() if file.exists() else []
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
     names = list(HEADINGS)
@@ -49,19 +50,20 @@ def read_compiled(file: Path) -> list[Compiled]:
 
 def floors_text(cases: Iterable[Case], ceilings: Ceilings) -> str:
     """Floors by formula, for a table of which nothing was measured."""
-    rows = ([case.kernel, case.shape, direction, f"{1e3 * ceilings.seconds(work):.3f}", "not measured"]
-            for case in cases if case.timed for direction, work in directions(case).items())
-    return markdown(["kernel", "shape", "pass", "floor, ms", "time, ms"], rows)
+    rows = ([*list(row.values())[:3], f"{row['floor_milliseconds']:.3f}", "not measured"]
+            for row in floors_of(cases, ceilings))
+    return f"{markdown(['kernel', 'shape', 'pass', 'floor, ms', 'time, ms'], rows)}\n\n{OF_THE_HOST}"
 
 
 def timed_text(rows: Iterable[Timed]) -> str:
-    return markdown(
+    text = markdown(
         ["kernel", "shape", "pass", "floor, ms", "time, ms", "of the floor", "peers, ms", "error"],
         ([row.kernel, row.shape, row.direction, f"{row.floor_milliseconds:.3f}",
           row.fault or f"{row.milliseconds:.3f}", "" if row.of_floor is None else f"{row.of_floor:.0%}",
           "; ".join(f"{name}: {took if isinstance(took, str) else f'{took:.3f}'}" for name, took in row.peers.items()),
           "" if row.error is None else f"{row.error:.1e}"] for row in rows),
     )
+    return f"{text}\n\n{OF_THE_HOST}"
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

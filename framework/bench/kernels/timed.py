@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import torch
 from triton.testing import do_bench
 
-from framework.bench.kernels.case import Arguments, Case, Work, call, forward_and_backward
+from framework.bench.kernels.case import Arguments, Case, Work, call, forward_and_backward, upstream_gradients
 from framework.bench.kernels.check import TOLERANCE, largest_error
 from framework.bench.kernels.floor import Ceilings
 
@@ -55,6 +55,19 @@ def directions(case: Case) -> dict[str, tuple[Work, ...]]:
     return {FORWARD: case.forward} | ({BOTH: case.forward + case.backward} if case.backward else {})
 
 
+def floors_of(cases: Iterable[Case], ceilings: Ceilings) -> list[dict[str, object]]:
+    """Kernel, shape, direction and floor_milliseconds of each direction of each case that would be timed."""
+    return [{"kernel": row.kernel, "shape": row.shape, "direction": row.direction,
+             "floor_milliseconds": row.floor_milliseconds}
+            for case in cases if case.timed for row in _rows(case, ceilings).values()]
+
+
+def _rows(case: Case, ceilings: Ceilings) -> dict[str, Timed]:
+    """Not timed yet."""
+    return {direction: Timed(case.kernel, case.shape, direction, 1e3 * ceilings.seconds(work))
+            for direction, work in directions(case).items()}
+
+
 def time_cases(
     cases: Sequence[Case], ceilings: Ceilings, device: torch.device, measure: Measure = median_milliseconds,
     budget_seconds: float = float("inf"),
@@ -62,15 +75,14 @@ def time_cases(
     """A row for each direction of each case, as they come; after budget_seconds no further case is timed."""
     deadline = time.monotonic() + budget_seconds
     for case in cases:
-        rows = {direction: Timed(case.kernel, case.shape, direction, 1e3 * ceilings.seconds(work))
-                for direction, work in directions(case).items()}
+        rows = _rows(case, ceilings)
         if time.monotonic() > deadline:
-            yield from (_changed(row, fault="not measured: no time left") for row in rows.values())
+            yield from (replace(row, fault="not measured: no time left") for row in rows.values())
             continue
         try:
             yield from _time_case(case, rows, device, measure)
         except Exception as problem:  # a kernel that fails is its row's fault, and no other's
-            yield from (_changed(row, fault=_first_line(problem)) for row in rows.values())
+            yield from (replace(row, fault=_first_line(problem)) for row in rows.values())
         finally:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -80,17 +92,20 @@ def _time_case(case: Case, rows: dict[str, Timed], device: torch.device, measure
     error = largest_error(case, device)
     if error > TOLERANCE:
         known = error if math.isfinite(error) else None
-        return [_changed(row, error=known, fault=f"wrong by {error:.1e}") for row in rows.values()]
+        return [replace(row, error=known, fault=f"wrong by {error:.1e}") for row in rows.values()]
     arguments = case.arguments(device, None)
     return [
-        _changed(row, error=error, milliseconds=measure(_pass(case.run, arguments, direction)),
+        replace(row, error=error, milliseconds=measure(_pass(case.run, arguments, direction)),
                  peers=_peers(case, arguments, direction, measure))
         for direction, row in rows.items()
     ]
 
 
 def _pass(function: Callable[..., object], arguments: Arguments, direction: str) -> Callable[[], object]:
-    return partial(call if direction == FORWARD else forward_and_backward, function, arguments)
+    """What is timed: for gradients of the results that are made beforehand."""
+    if direction == FORWARD:
+        return partial(call, function, arguments)
+    return partial(forward_and_backward, function, arguments, upstream_gradients(call(function, arguments)))
 
 
 def _peers(case: Case, arguments: Arguments, direction: str, measure: Measure) -> dict[str, float | str]:
@@ -104,10 +119,6 @@ def _peers(case: Case, arguments: Arguments, direction: str, measure: Measure) -
         except Exception as problem:  # whatever another library raises is its row's, not the run's
             found[name] = _first_line(problem)
     return found
-
-
-def _changed(row: Timed, **changes: object) -> Timed:
-    return Timed(**(asdict(row) | changes))
 
 
 def _first_line(problem: Exception) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import triton
 
-from framework.bench.kernels import table
+from framework.bench.kernels import command, gate, table
 from framework.bench.kernels.cases import all_cases
 from framework.bench.kernels.compile import Compiled
 from framework.bench.kernels.floor import H100
@@ -43,7 +43,7 @@ def test_the_gate_finds_what_is_bad(run):
     said = {name: faults[0] for name, faults in found.items()}
     assert said["spilling"].startswith("spills ")
     assert said["copy_rows"] == "copies 2 bytes at a time, not 16"
-    assert said["without_tensor_cores"] == "multiplies matrices without tensor cores"
+    assert said["without_tensor_cores"].startswith("multiplies matrices without tensor cores: 0 instructions")
     assert said["greedy"].startswith("takes ") and said["greedy"].endswith(f"of {227 * 1024}")
 
 
@@ -80,12 +80,46 @@ def test_mistakes_are_one_line(run):
     command = "import sys; sys.argv[0] = 'upmix'; from framework.cli import main; main()"
     for arguments, said in (
         (["--only", "none"], "--only none: no kernel is called so"), ([], "no GPU"), (["--compile-only", "x"], "x"),
+        (["--floors", "--compile-only"], "one at a time"), (["--check", "--only", "ssd"], "allowed: --check alone"),
     ):
         done = run("-c", command, "bench", "kernels", *arguments)
         if said == "no GPU" and os.path.exists("/dev/nvidia0"):
             continue
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.count("\n") == 1 and said in done.stderr
+
+
+def test_output_that_goes_nowhere_ends_in_one_line(run):
+    """A reader that has enough, and a disk that is full."""
+    started = "import sys, subprocess; " \
+              "command = [sys.executable, '-m', 'framework.bench.kernels', '--floors', '--json', '--only', 'ssd']; "
+    for target, said in (("open('/dev/full', 'w')", "No space left on device"), ("subprocess.PIPE", "")):
+        done = run("-c", f"{started}one = subprocess.Popen(command, stdout={target}, stderr=subprocess.PIPE, "
+                   "text=True); one.stdout and one.stdout.close(); print(one.stderr.read(), end=''); sys.exit(one.wait())")
+        assert done.returncode == 1 and "Traceback" not in done.stdout
+        assert said in done.stdout and done.stdout.count("\n") == (1 if said else 0)
+
+
+def test_floors_are_said_in_json_too(capsys):
+    assert command.main(["--floors", "--json", "--only", "gated_rms_norm"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["flops_per_second"] == 790e12 and len(said["rows"]) == 4
+    assert {row["kernel"] for row in said["rows"]} == {"gated_rms_norm"}
+
+
+def test_a_table_cut_short_is_said_in_one_line(tmp_path, monkeypatch):
+    text = table.compiled_file().read_text()
+    (tmp_path / table.compiled_file().name).write_text(text[: text.rindex("|", 0, -40)])
+    monkeypatch.setattr(gate, "compiled_file", lambda: table.compiled_file(tmp_path))
+    found, = gate.table_faults([])
+    assert "cannot be read" in found and "--compile-only" in found
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(table, "compiled_file", lambda: tmp_path / "none" / "table.md")
+    monkeypatch.setattr(command, "compile_launches", None)
+    assert command.main(["--compile-only"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_fingerprints_follow_the_code_and_nothing_else(run, tmp_path):

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from framework.bench.kernels import command, dispatch_cases, head_cases, moe_cases, ssm_cases
-from framework.bench.kernels.case import Case, Work, call, forward_and_backward
+from framework.bench.kernels.case import Case, Work, call, forward_and_backward, upstream_gradients
 from framework.bench.kernels.check import TOLERANCE, largest_error, relative_error
 from framework.bench.kernels.floor import H100, Ceilings
 from framework.bench.kernels.timed import BOTH, FORWARD, time_cases
 from kernels.backend import use_backend
+from kernels.moe import fused_experts, router, rows
 
 CPU = torch.device("cpu")
 MOE = moe_cases.MoE("small", 16, 16, 16, 4, 2)
@@ -30,7 +31,7 @@ SMALL = [
 def test_functions_are_checked_and_peers_agree(case):
     assert largest_error(case, CPU, num_tokens=16) <= TOLERANCE
     for name, peer in case.peers.items():
-        if peer is None or name in ("mamba_ssm", "causal_conv1d"):
+        if peer is None or name in ("mamba_ssm", "causal_conv1d", "fla simple_gla"):
             continue
         torch.manual_seed(0)
         arguments = case.arguments(CPU, 16)
@@ -51,7 +52,7 @@ def doubling(times: float, device: torch.device = CPU) -> Case:
 
 
 def test_rows_have_time_floor_and_peers():
-    forward, both = time_cases([doubling(2.0)], Ceilings(1e12, 1e12), CPU, measure=lambda run: run() and 10_000.0)
+    forward, both = time_cases([doubling(2.0)], Ceilings(1e12, 1e12, 1e12), CPU, measure=lambda run: run() and 10_000.0)
     assert (forward.direction, both.direction) == (FORWARD, BOTH)
     assert forward.floor_milliseconds == 8000 and both.floor_milliseconds == 38_000 and forward.error == 0
     assert forward.of_floor == 0.8 and forward.as_dict()["of_floor"] == 0.8
@@ -81,6 +82,7 @@ def test_the_command_says_it_in_json_and_in_a_table(factor, monkeypatch, capsys)
     monkeypatch.setattr(command, "all_cases", lambda only: [doubling(factor)])
     monkeypatch.setattr(command, "compile_launches", lambda launches, progress: launches)
     monkeypatch.setattr(command, "measure", lambda: H100)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(command, "time_cases", lambda cases, ceilings, device, **limits: time_cases(
         cases, ceilings, CPU, lambda run: run() and 25.0, **limits))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -100,9 +102,43 @@ def test_the_command_says_it_in_json_and_in_a_table(factor, monkeypatch, capsys)
 
 def test_gradients_are_those_of_all_leaves():
     x, y = torch.ones(3).requires_grad_(), torch.ones(3)
-    result, gradient = forward_and_backward(lambda x, y: x * y * 3, (x, y))
-    assert result.tolist() == gradient.tolist() == [3.0] * 3
+    result, gradient = forward_and_backward(lambda x, y: x * y * 3, (x, y), [torch.arange(3.0)])
+    assert result.tolist() == [3.0] * 3 and gradient.tolist() == [0.0, 3.0, 6.0]
     assert len(forward_and_backward(lambda y: (y, y), (y,))) == 2
+    upstream, again = (upstream_gradients([x * y, y, x.bfloat16()]) for _ in range(2))
+    assert [gradient.dtype for gradient in upstream] == [torch.float32, torch.bfloat16]
+    assert all(map(torch.equal, upstream, again)) and upstream[0].unique().numel() == 3
+
+
+BROKEN = {
+    "router": (moe_cases.router_case(MOE), router, "_backward", lambda right: lambda dgate, *others: right(
+        torch.zeros_like(dgate), *others)),
+    "gather": (moe_cases.gather_case(MOE), rows, "_sum", lambda right: lambda y, weight, start, row: right(
+        y, weight, start, row.flip(0))),
+    "experts": (moe_cases.experts_case(MOE), fused_experts, "_backward", lambda right: lambda dy, *others: right(
+        dy.flip(0), *others)),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_wrong_backward_is_found(name, monkeypatch):
+    """Gates' gradients left out, others' rows summed, others' gradients taken: with ones all seem right."""
+    case, module, function, broken = BROKEN[name]
+    monkeypatch.setattr(module, function, broken(getattr(module, function)))
+    assert largest_error(case, CPU, num_tokens=16) > 0.1
+
+
+def test_a_gradient_that_is_missing_is_an_infinite_error():
+    assert relative_error(None, torch.zeros(2)) == relative_error(torch.zeros(2), None) == float("inf")
+    assert relative_error(torch.ones(2), torch.zeros(2)) == float("inf")
+    assert relative_error(torch.zeros(2), torch.zeros(2)) == relative_error(None, None) == 0.0
+
+
+def test_exponentials_bound_too():
+    """Shape of docs/kernels.md: 8 x 2048 tokens, 4096 channels, 16 states, at 16 x 132 x 1.755e9 a second."""
+    case = ssm_cases.selective_case(ssm_cases.SELECTIVE[0])
+    assert abs(H100.seconds(case.forward) - 8 * 2048 * 4096 * 16 / 3.70656e12) < 1e-9
+    assert H100.seconds((Work("bytes", 0, 3e12, 1.0),)) == 1.0
 
 
 def test_floors_are_the_sum_over_kernels_of_what_bounds_each():

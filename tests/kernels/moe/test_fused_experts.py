@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from framework.model.moe.assignment import assign_choices
 from kernels.backend import use_backend
 from kernels.language import triton
+from kernels.moe import fused_experts
 from kernels.moe.experts import expert_ffn
 from kernels.operator import opened
 from tests.helpers.kernels import BACKWARD, FORWARD, check_kernel, relative_error, results
@@ -54,6 +55,41 @@ def check(arguments, activation, dtype):
 ])
 def test_equals_float64(activation, counts, num_tokens, d_model, d_expert, dtype):
     check(inputs(counts, num_tokens, d_model, d_expert, activation), activation, dtype)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_frozen_experts_pay_for_no_gradients_of_matrices(backend, monkeypatch):
+    """The gradients of x and gates are the same bits, and no outer product is taken."""
+    arguments = inputs([5, 0, 9], 6, 16, 8, "swiglu")
+    x_TD, token_M, gate_M, counts_E, *weights = (
+        tensor.float() if tensor.is_floating_point() else tensor for tensor in arguments)
+    x_TD, gate_M = x_TD.requires_grad_(), gate_M.requires_grad_()
+
+    def gradients(*matrices):
+        y_TD = expert_ffn(x_TD, token_M, gate_M, counts_E, *matrices, "swiglu", backend=backend)
+        return torch.autograd.grad(y_TD.square().sum(), (x_TD, gate_M))
+
+    expected = gradients(*(weight.clone().requires_grad_() for weight in weights))
+    monkeypatch.setattr("kernels.moe.fused_experts._outer", None)
+    monkeypatch.setattr("kernels.moe.grouped_matmul.ExpertBlock.outer", None)
+    assert all(map(torch.equal, gradients(*weights), expected))
+    with pytest.raises(TypeError):
+        gradients(weights[0], weights[1].clone().requires_grad_(), weights[2])
+
+
+def test_without_gradients_the_layers_are_not_written(monkeypatch):
+    """What a backward would need: two layers of width F, written by the largest kernel."""
+    arguments = [tensor.float() if tensor.is_floating_point() else tensor
+                 for tensor in inputs([5, 9], 6, 16, 8, "swiglu")]
+    made = []
+    forward = fused_experts._forward
+    monkeypatch.setattr(fused_experts, "_forward", lambda *given: made.append(forward(*given)) or made[-1])
+    arguments[0].requires_grad_()
+    kept = by("triton", "swiglu")(*arguments)
+    with torch.no_grad():
+        free = by("triton", "swiglu")(*arguments)
+    assert torch.equal(kept, free)
+    assert [result[1].shape for result in made] == [(2, 14, 8), (2, 0, 8)]
 
 
 @settings(max_examples=3, deadline=None)

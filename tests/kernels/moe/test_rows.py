@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import profile
 
 from kernels.moe.rows import gather_rows, rows_of_choices, rows_of_tokens, sum_rows
+from kernels.moe.symmetric import rows_of_places
 from tests.helpers.kernels import check_kernel
 
 
@@ -35,8 +37,9 @@ def test_equals_float64(tokens, num_tokens, width, dtype):
 
 
 @settings(max_examples=4, deadline=None)
-@given(st.lists(st.integers(0, 6), max_size=30), st.integers(1, 140), st.integers(0, 99))
+@given(st.lists(st.integers(0, 6), min_size=8, max_size=30), st.integers(1, 140), st.integers(0, 99))
 def test_any_rows(tokens, width, seed):
+    """Rows enough that not all of the weights' gradients, of which each is one sum, can be all but zero."""
     check(torch.tensor(tokens, dtype=torch.int64), 7, width, torch.float32, seed=seed)
 
 
@@ -56,6 +59,17 @@ def test_rows_after_the_last_are_no_tokens():
     """Whatever number stands there."""
     start_T1, row_M = rows_of_tokens(torch.tensor([2, 0, 2, -5, 99]), 3, torch.tensor(3))
     assert start_T1.tolist() == [0, 1, 1, 3] and row_M[:3].tolist() == [1, 0, 2]
+
+
+def test_spare_rows_are_counted_without_adding_to_one_cell():
+    """Additions to one address wait for each other, and spare rows may be most."""
+    with profile() as profiled:
+        start_T1, row_M = rows_of_tokens(torch.tensor([1, 1, 0, 7, 7, 7]), 3, torch.tensor(3))
+        start_V1, row_N = rows_of_places(torch.tensor([3, 0, 3, 9, 9]), torch.tensor([2, 1]), 4, deduplicated=True)
+    assert start_T1.tolist() == [0, 1, 3, 3] and row_M[:3].tolist() == [2, 0, 1]
+    assert start_V1.tolist() == [0, 1, 1, 1, 3] and row_N[:3].tolist() == [1, 0, 2]
+    ran = {event.key for event in profiled.key_averages()}
+    assert "aten::searchsorted" in ran and not any("scatter_add" in name or "bincount" in name for name in ran)
 
 
 def test_bfloat16_is_summed_in_float32():

@@ -211,6 +211,15 @@ def test_a_rank_that_does_not_come_is_waited_for():
     assert not waiting.is_alive()
 
 
+def test_no_turn_is_captured_in_a_graph(monkeypatch):
+    """Its number would be that of the capture for ever."""
+    peers = Group(routed([2, 2], 2, 1), [2, 2], 2, 4, torch.float32, False).peers_R[0]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph; allowed: "):
+        symmetric.announce(peers, 1, torch.tensor([1, 1]))
+
+
 def test_runs_on_meta_tensors():
     """As launches are looked at: with operators closed results have their shapes."""
     layout = Layout(4, 8, 10, 2, 12, True)

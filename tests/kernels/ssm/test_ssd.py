@@ -110,7 +110,7 @@ def test_bfloat16_inputs_are_computed_in_float32():
 
 @pytest.mark.parametrize(("sizes", "groups", "strength", "dtype", "packed", "has_state"), [
     ((1, 2, 4, 4), 1, 1.0, torch.float32, False, False),
-    ((37, 4, 5, 6), 2, 1.0, torch.float32, True, True),  # chunks, widths and states that are no multiple of a block
+    ((37, 4, 5, 21), 2, 1.0, torch.float32, True, True),  # chunks, widths and states that are no multiple of a block
     # Of A's gradient, one number a head, terms nearly cancel in some heads: the more, the less one of them counts.
     ((70, 4, 8, 16), 1, 1.0, torch.bfloat16, True, True),
     ((70, 2, 8, 4), 1, 50.0, torch.bfloat16, False, True),  # states that are all but forgotten from token to token
