@@ -1,0 +1,28 @@
+"""From model to model: weights of one recipe turned into those of another.
+
+Upcycling makes mixtures of experts of dense feed-forward blocks. Each method is a function of tensors in a file of
+its own: `copying` (which hidden units an expert takes), `scaling`, `drop`, `noise`, `routers`. `split` lays hidden
+units out over experts, `match` finds which sublayer becomes which, `plan` says what every parameter is made of (by
+`rules`), `fill` makes it so on the ranks of the target's layout, `promise` tells which plans leave the model's function
+as it was, `difference` measures it, and `run` does it all into a new run folder. Most of what must be refused is
+found without torch.
+"""
+
+import importlib
+
+_HOMES = {
+    "Options": "options",
+    "Source": "source",
+    "Upcycling": "task",
+    "find_source": "source",
+    "prepare": "task",
+    "upcycle": "run",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    # Looked up when asked for: what starts the ranks must not wait for torch to import.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
