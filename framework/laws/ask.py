@@ -69,7 +69,11 @@ def _answer(
     fitted: Fitted | None,
 ) -> Answer:
     values = read(law.name, variables, given)
-    found = question(values, coefficients)
+    try:
+        found = question(values, coefficients)
+    except ArithmeticError:
+        raise UserError(f"{law.name}: these coefficients give no number here; allowed: positive ones as published "
+                        "or fitted") from None
     domain = law.domain(values | found) if fitted is None else fitted.ranges
     warnings = (*law.caution, *extrapolations(law.name, values | found, domain))
     return Answer(law, found, None if fitted is None else fitted.interval(found), warnings)

@@ -14,11 +14,11 @@ import numpy as np
 from framework.errors import UserError
 from framework.files import write_atomically
 from framework.laws.fit.bootstrap import interval
+from framework.laws.fit.fit_runs import FORMAT
 from framework.laws.law import Law
 from framework.laws.registry import find_law
 from framework.laws.values import Values
 
-FORMAT = 1
 FIELDS = ("format", "law", "coefficients", "intervals", "fit", "ranges", "runs", "samples")
 
 

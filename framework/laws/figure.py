@@ -23,6 +23,7 @@ AXES = {
     "inference_tokens": "inference tokens",
     "num_replicas": "replicas",
 }
+STYLES = {"num_params_active": "-", "tokens": "--"}
 POINTS_PER_DECADE = 12
 
 
@@ -39,10 +40,8 @@ def draw_comparison(comparison: Comparison, out: Path) -> Path:
         if (ends := [row[place].interval for row in comparison.answers])[0] is not None:
             panels[0].fill_between(comparison.points, *zip(*ends, strict=True), color=color, alpha=0.2, linewidth=0)
         if best[place]:
-            for name, style in (("num_params_active", "-"), ("tokens", "--")):
-                label = f"{curve.label}: {AXES[name]}"
-                panels[1].plot(comparison.points, [each[name] for each in values], style, color=color, label=label,
-                               linewidth=1.4)
+            for name, style in STYLES.items():
+                panels[1].plot(comparison.points, [each[name] for each in values], style, color=color, linewidth=1.4)
         if columns == 3:
             saving = [np.nan if row[place] is None else row[place] for row in comparison.savings]
             panels[2].plot(comparison.points, saving, color=color, label=curve.label, linewidth=1.6)
@@ -50,9 +49,11 @@ def draw_comparison(comparison: Comparison, out: Path) -> Path:
     panels[0].set(ylabel="loss (nats a token)", title="loss of the best model" if all(best) else "loss")
     if any(best):
         panels[1].set(ylabel="parameters, tokens", title="the best model", yscale="log")
+        for name, style in STYLES.items():
+            panels[1].plot([], [], style, color="grey", label=AXES[name])
     if columns == 3:
         panels[2].set(ylabel=f"FLOPs of {comparison.curves[0].label}\nfor the same loss / FLOPs spent",
-                      title="saving", yscale="log")
+                      title="saving", yscale="log" if _spans_much(comparison.savings) else "linear")
     for panel in panels:
         panel.set(xlabel=label, xscale="log")
         panel.grid(alpha=0.25)
@@ -60,6 +61,11 @@ def draw_comparison(comparison: Comparison, out: Path) -> Path:
     with writable(out, "--out a file that may be written"):
         fig.savefig(out)
     return out
+
+
+def _spans_much(savings: list[list[float | None]]) -> bool:
+    found = [value for row in savings for value in row if value is not None]
+    return max(found) > 5 * min(found)
 
 
 def draw_fit(fitted: FittedRuns, out: Path) -> Path:
@@ -70,7 +76,7 @@ def draw_fit(fitted: FittedRuns, out: Path) -> Path:
     fig, (left, right) = figure(columns=2)
     ends = [measured.min(), measured.max()]
     left.plot(ends, ends, color="grey", linewidth=1)
-    for mask, label in ((~held, "runs"), (held, "best runs, held out for validation")):
+    for mask, label in ((~held, "runs"), (held, "best runs, held out in validation")):
         if mask.any():
             left.scatter(measured[mask], predicted[mask], s=14, label=label)
             right.scatter(measured[mask], (predicted - measured)[mask], s=14, label=label)

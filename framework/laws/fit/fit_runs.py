@@ -13,6 +13,7 @@ from framework.laws.fit.form import Form
 from framework.laws.fit.observations import Observations, ranges
 
 FORMAT = 1
+"""Of the file of coefficients; raised when a change would misread old ones."""
 
 
 @dataclass(frozen=True)

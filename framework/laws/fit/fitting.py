@@ -11,10 +11,15 @@ import numpy as np
 from framework.laws.fit.descent import Problem, descend, huber
 from framework.laws.fit.form import Columns, Form
 
-DESCENTS = 12
+DESCENTS = 8
 CHUNK = 2048
-NOISE_ROUNDS = 2
-FIRST_NOISE = 0.005
+FIRST_NOISE = 1e-3
+"""With which the noise itself is found: a penalty so weak that it hides none of the runs' own scatter."""
+
+LEAST_NOISE, MOST_NOISE = 1e-4, 0.03
+"""Losses are no surer than the one, and a weaker penalty would leave what the runs do not tell to rounding. Scatter
+beyond the other is a law that does not fit, which no stronger pull to published values mends."""
+
 Progress = Callable[[], None]
 
 
@@ -63,7 +68,7 @@ def noise_of(problem: Problem, theta: np.ndarray) -> float:
     """Standard deviation of a log loss: 1.4826 times the median absolute residual, for the coefficients' freedom."""
     residuals = np.abs(problem.form.log_loss(theta, problem.columns) - problem.log_losses)
     runs, freedom = len(residuals), max(1, len(residuals) - len(theta))
-    return max(1.4826 * float(np.median(residuals)) * (runs / freedom) ** 0.5, 1e-6)
+    return 1.4826 * float(np.median(residuals)) * (runs / freedom) ** 0.5
 
 
 def starts(problem: Problem, count: int) -> np.ndarray:
@@ -87,7 +92,6 @@ def _fit(form: Form, columns: Columns, losses: np.ndarray, progress: Progress) -
         found.append(descend(problem, start, 1e-7))
         progress()
     theta = min(found, key=lambda pair: pair[1])[0]
-    for _ in range(NOISE_ROUNDS):
-        problem = Problem(form, columns, problem.log_losses, noise_of(problem, theta), form.centre)
-        theta, _ = descend(problem, theta)
-    return theta, problem
+    noise = min(max(noise_of(problem, theta), LEAST_NOISE), MOST_NOISE)
+    problem = Problem(form, columns, problem.log_losses, noise, form.centre)
+    return descend(problem, theta)[0], problem

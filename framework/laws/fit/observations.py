@@ -140,7 +140,8 @@ def _shared(form: Form, rows: Sequence[Mapping[str, object]], where: Sequence[st
 
 def _number(row: Mapping[str, object], name: str, where: str) -> float:
     if name not in row:
-        raise UserError(f"{where}: no column {name}; given: {', '.join(map(str, row))}")
+        given = ", ".join(str(column) for column in row)
+        raise UserError(f"{where}: {name} is missing; given {given[:200]}; allowed: the law's numbers, and loss")
     try:
         value = float(row[name])
     except (TypeError, ValueError):
