@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-VERBS = ("recipes", "show", "train", "eval", "generate", "report", "bench", "check", "coordcheck", "lrtransfer",
+VERBS = ("recipes", "show", "train", "eval", "generate", "report", "bench", "check", "coordcheck", "lrtransfer", "tune",
          "upcycle", "laws", "checkpoint", "tokenizer", "data")
 
 # Typer carries its own click in new releases and uses the public one in old ones; this class is right in both.

@@ -71,7 +71,7 @@ def test_the_heuristic_changes_experts_alone(load):
       "parametrization.base_model={moe: {num_experts: 8, d_expert: 32}}"], "hidden", "hidden", "hidden"),
 ])
 def test_which_dims_grow_decides_the_class_of_experts_and_router(load, overrides, up, down, router):
-    """A fixed d_expert makes expert_down like a vector (arXiv 2608.20061); as many more experts make a router hidden."""
+    """A fixed d_expert makes expert_down like a vector (arXiv 2608.20061), growing numbers make a router hidden."""
     classes = {role: str(rule.width_class) for (role, _), rule in by_role(load(*overrides)).items()}
     assert (classes["expert_up"], classes["expert_down"], classes["router"]) == (up, down, router)
 
