@@ -95,7 +95,8 @@ def test_output_that_goes_nowhere_ends_in_one_line(run):
               "command = [sys.executable, '-m', 'framework.bench.kernels', '--floors', '--json', '--only', 'ssd']; "
     for target, said in (("open('/dev/full', 'w')", "No space left on device"), ("subprocess.PIPE", "")):
         done = run("-c", f"{started}one = subprocess.Popen(command, stdout={target}, stderr=subprocess.PIPE, "
-                   "text=True); one.stdout and one.stdout.close(); print(one.stderr.read(), end=''); sys.exit(one.wait())")
+                   "text=True); one.stdout and one.stdout.close(); print(one.stderr.read(), end=''); "
+                   "sys.exit(one.wait())")
         assert done.returncode == 1 and "Traceback" not in done.stdout
         assert said in done.stdout and done.stdout.count("\n") == (1 if said else 0)
 
