@@ -1,5 +1,6 @@
 """`upmix upcycle` as a person uses it, and every command that its page quotes."""
 
+import gc
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from framework.cli import main
 
 PAGE = Path(__file__).parents[3] / "docs" / "upcycling.md"
+DENSE = "(*-)x4"
 RECIPE = {
     "model": {"pattern": "(*E)x4", "d_model": 16, "vocab_size": 384, "attention": {"num_heads": 2},
               "ffn": {"d_ff": 256}, "moe": {"expansion_rate": 8, "granularity": 4}},
@@ -27,13 +29,16 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A corpus and a tiny recipe."""
+    """A corpus, a tiny recipe, and `before`: a dense run as far as what is refused looks at it."""
     folder = tmp_path_factory.mktemp("upcycle")
     (folder / "corpus").mkdir()
     text = Path(yaml.__file__).read_text()
     for number in range(10):
         (folder / "corpus" / f"{number}.txt").write_text(text[1200 * number : 1200 * (number + 1)])
     (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    (folder / "runs" / "before" / "checkpoints" / "step_3").mkdir(parents=True)
+    dense = RECIPE | {"model": RECIPE["model"] | {"pattern": DENSE}}
+    (folder / "runs" / "before" / "recipe.yaml").write_text(yaml.safe_dump(dense))
     return folder
 
 
@@ -51,6 +56,7 @@ def give(folder, monkeypatch, capfd):
         monkeypatch.setattr("sys.argv", ["upmix", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
+        gc.collect()  # a run's lock must not outlive its command
         _clear_sharding_prop_cache()  # which holds groups of a world that is gone
         return end.value.code or 0, *capfd.readouterr()
 
@@ -87,14 +93,14 @@ def test_the_pages_commands_work_in_their_order(give, folder):
     assert json.loads(rows[0])["step"] == 4 and json.loads(rows[-1])["step"] == 6
 
 
-UPCYCLE = ("upcycle", "runs/dense", "--recipe", "tiny.yaml")
+UPCYCLE = ("upcycle", "runs/before", "--recipe", "tiny.yaml")
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (("upcycle", "nowhere", "--recipe", "tiny.yaml", "--name", "new"), "nowhere: no run here"),
     ((*UPCYCLE, "--name", "new", "--step", "7"), "no checkpoint of step 7; there are: 3"),
-    (("upcycle", "runs/dense"), "--recipe"),
-    ((*UPCYCLE, "--name", "dense", "--method", "granular"), "runs/dense: the run folder exists"),
+    (("upcycle", "runs/before"), "--recipe"),
+    ((*UPCYCLE, "--name", "before", "--method", "granular"), "runs/before: the run folder exists"),
     ((*UPCYCLE, "--name", "a/b"), "a plain name"),
     ((*UPCYCLE, "--name", "new", "model.pattern=(*-)x4"), "has no experts"),
     ((*UPCYCLE, "--name", "new"), "or --method granular"),
@@ -111,9 +117,21 @@ def test_mistakes_are_one_line_and_leave_nothing(give, folder, arguments, said):
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.fixture
+def trained(give, folder):
+    if not (folder / "runs" / "trained").exists():
+        assert give("train", "tiny.yaml", f"model.pattern={DENSE}", "--name", "trained")[0] == 0
+
+
 def command_on_two_ranks() -> list[str]:
-    return [sys.executable, "-P", "-c", "from framework.cli import main; main()", *UPCYCLE, "parallel.tp=2",
-            "parallel.ep=2", "--method", "granular", "--scaling", "exact", "--name", "ranks", "--json"]
+    command = ("upcycle", "runs/trained", "--recipe", "tiny.yaml", "parallel.tp=2", "parallel.ep=2", "--method",
+               "granular", "--scaling", "exact", "--name", "ranks", "--json")
+    return [sys.executable, "-P", "-c", "from framework.cli import main; main()", *command]
+
+
+def alone() -> dict[str, str]:
+    """The environment of a command that no launcher started."""
+    return {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
 
 
 def test_as_many_ranks_are_started_as_the_target_has(give, monkeypatch):
@@ -125,8 +143,8 @@ def test_as_many_ranks_are_started_as_the_target_has(give, monkeypatch):
 
 
 @pytest.mark.full
-def test_ranks_are_started_and_the_report_is_one_object(folder):
-    done = subprocess.run(command_on_two_ranks(), cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
+def test_ranks_are_started_and_the_report_is_one_object(trained, folder):
+    done = subprocess.run(command_on_two_ranks(), cwd=folder, env=alone(),
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -135,10 +153,10 @@ def test_ranks_are_started_and_the_report_is_one_object(folder):
 
 
 @pytest.mark.full
-def test_a_stop_leaves_no_run(folder):
+def test_a_stop_leaves_no_run(trained, folder):
     """Stopped once its hidden folder is there."""
     started = subprocess.Popen([*command_on_two_ranks(), "--name", "stopped"], cwd=folder, stderr=subprocess.PIPE,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
+                               env=alone(), stdout=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not (folder / "runs" / ".stopped.partial").exists():
         assert started.poll() is None and time.monotonic() < deadline
