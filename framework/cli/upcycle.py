@@ -45,9 +45,9 @@ def command(
     options = Options(method, drop_ratio, noise_std, noise_share, router, scaling, optimizer, keep_step)
     task = prepare(find_source(source, step), target, options)
     path = runs_dir / name
+    refuse_existing(path)
     place = find_place()
     if place is None:
-        refuse_existing(path)
         sys.exit(_start_ranks(target))
     _be_a_rank(place, task, path, as_json)
 

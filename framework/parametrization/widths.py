@@ -106,6 +106,10 @@ def _rule(row: Parameter, base: Parameter, scale_weight_decay: bool) -> WidthRul
         fan_out *= row.shape[0] / base.shape[0]
     if growth == 1.0:
         return NEUTRAL
+    if fan_out == 1.0 and row.name.endswith("experts.down"):
+        # Its product is no module's output: the same thing without a factor (2203.03466, Table 3).
+        return WidthRule(WidthClass.OUTPUT, growth, std_factor=1 / growth, lr_factor=1 / growth,
+                         decay_factor=growth if scale_weight_decay else 1.0)
     if fan_out == 1.0 and row.role not in MULTIPLIED:
         return WidthRule(WidthClass.OUTPUT, growth, multiplier=1 / growth)
     return WidthRule(WidthClass.HIDDEN, growth, std_factor=growth**-0.5, lr_factor=1 / growth,

@@ -76,6 +76,16 @@ def test_which_dims_grow_decides_the_class_of_experts_and_router(load, overrides
     assert (classes["expert_up"], classes["expert_down"], classes["router"]) == (up, down, router)
 
 
+def test_wider_experts_alone_need_no_factor_on_their_product(load):
+    """d_expert grows, d_model does not: what Table 8 does by a factor, Table 3 does by initial values and rates."""
+    loaded = load("parametrization.base_d_model=128", "parametrization.base_model={moe: {d_expert: 32, top_k: 2}}")
+    rules = {name: rule for (_, name), rule in by_role(loaded).items()}
+    down, shared = rules["experts.down"], rules["shared.down.weight"]
+    assert (down.std_factor, down.multiplier, down.lr_factor) == (0.25, 1.0, 0.25)
+    assert (shared.std_factor, shared.multiplier, shared.lr_factor) == (1.0, 0.25, 1.0)
+    assert {down.width_class, shared.width_class} == {WidthClass.OUTPUT}
+
+
 def test_at_base_width_everything_is_standard(load):
     loaded = load("model.d_model=32")
     rules = widths(loaded.recipe, loaded.architecture)
