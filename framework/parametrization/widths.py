@@ -73,8 +73,8 @@ VECTORS = frozenset({"embedding", "norm", "bias", "ssm_A", "ssm_D", "ssm_conv"})
 """Roles that act on coordinates one by one or are looked up, whatever their shape."""
 
 MULTIPLIED = frozenset({"ssm_B", "ssm_C"})
-"""Roles of output shape whose results multiply each other. Were both to vanish at the start as the width grows, so would
-each one's gradient, in a saddle: they start like hidden matrices. Their updates are as large in either class."""
+"""Roles of output shape whose results multiply each other. Were both to vanish at the start as the width grows, each
+would take the other's gradient with it: they start like hidden matrices. Updates are as large in either class."""
 
 
 def widths(recipe: Recipe, architecture: Architecture) -> Widths:

@@ -19,7 +19,7 @@ from parallel.launcher import die_with
 DIVERGED = "diverged"
 """Name of the file that marks a run which cannot be finished: too many steps had no finite gradient."""
 
-COMMAND = (sys.executable, "-c", "from framework.cli import main; main()", "train")
+COMMAND = (sys.executable, "-P", "-c", "from framework.cli import main; main()", "train")
 POLL_SECONDS = 0.1
 
 
