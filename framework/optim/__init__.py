@@ -1,6 +1,21 @@
 """Optimizers and learning-rate schedules."""
 
-from framework.optim.adamw import build_adamw, set_learning_rates
-from framework.optim.schedule import decay_shape, endpoints, learning_rate, warmup_factor
+import importlib
 
-__all__ = ["build_adamw", "decay_shape", "endpoints", "learning_rate", "set_learning_rates", "warmup_factor"]
+_HOMES = {
+    "build_adamw": "adamw",
+    "decay_shape": "schedule",
+    "endpoints": "schedule",
+    "last_full_step": "schedule",
+    "learning_rate": "schedule",
+    "set_learning_rates": "adamw",
+    "warmup_factor": "schedule",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    # Looked up when asked for: a schedule is a pure function, which must not wait for torch to import.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

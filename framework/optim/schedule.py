@@ -14,6 +14,11 @@ def warmup_factor(step: int, warmup_steps: int) -> float:
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
+def last_full_step(optim: Optim, num_steps: int) -> int:
+    """The last step before a trapezoid falls: 0 where it falls from the first on, num_steps where it never falls."""
+    return min(num_steps, max(num_steps - round(optim.decay_fraction * num_steps), optim.warmup_steps))
+
+
 def decay_shape(optim: Optim, step: int, num_steps: int) -> float:
     """1 at the peak, 0 where the final learning rate holds, which a decay reaches at the last step (`num_steps`).
 
@@ -23,8 +28,7 @@ def decay_shape(optim: Optim, step: int, num_steps: int) -> float:
     if optim.schedule == "constant":
         return 1.0
     cosine = optim.schedule == "cosine"
-    begin = optim.warmup_steps if cosine else num_steps - round(optim.decay_fraction * num_steps)
-    begin = max(begin, optim.warmup_steps)
+    begin = optim.warmup_steps if cosine else last_full_step(optim, num_steps)
     if step <= begin:
         return 1.0
     progress = min(1.0, (step - begin) / (num_steps - begin)) if num_steps > begin else 1.0

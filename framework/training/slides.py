@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from framework.optim import last_full_step
 from framework.recipe.errors import DEFAULT, Origin, RecipeError
 from framework.training.budget import make_budget
 
 if TYPE_CHECKING:
     from framework.recipe import Loaded
-    from framework.recipe.schema import Optim, Training
+    from framework.recipe.schema import Training
 
 KEY = "training.slides"
 
@@ -33,14 +34,6 @@ class Slide:
     unit: str
     num_steps: int
     branch_step: int
-
-
-def last_full_step(optim: Optim, num_steps: int) -> int:
-    """The last step at the full rate of a trapezoid of so many steps: where `framework.optim.decay_shape` is 1.
-
-    0 where it falls from the first step on, num_steps where it never falls.
-    """
-    return min(num_steps, max(num_steps - round(optim.decay_fraction * num_steps), optim.warmup_steps))
 
 
 def list_slides(loaded: Loaded, name: str) -> tuple[Slide, ...]:

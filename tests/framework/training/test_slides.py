@@ -15,13 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.errors import UserError
-from framework.optim import decay_shape
+from framework.optim import decay_shape, last_full_step
 from framework.recipe import load_recipe
 from framework.recipe.schema import Optim
 from framework.training import Admission, admit_parts, list_slides, parts_of, slide_recipe, under_way
 from framework.training.branch import branch_off
 from framework.training.parts import Part
-from framework.training.slides import last_full_step
 from tests.framework.training.test_whole_runs import assert_same, die_at, signal_at
 from tests.helpers.runs import rows, run, write_recipe
 
