@@ -75,6 +75,15 @@ def quoted() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in short]
 
 
+def test_the_pages_first_commands_work(give, folder):
+    for words in quoted()[:2]:
+        code, _, error = give(*words)
+        assert code == 0, (words, error)
+    report, = folder.glob("runs/*/upcycling.json")
+    assert json.loads(report.read_text())["difference"]["tokens"] > 100
+
+
+@pytest.mark.full
 def test_the_pages_commands_work_in_their_order(give, folder):
     commands = quoted()
     assert len(commands) == 13 and {words[0] for words in commands} == {"train", "upcycle", "eval", "report"}

@@ -300,6 +300,7 @@ def test_rates_put_before_a_recipe_leave_its_model_alone(tmp_path):
     assert mine.recipe.optim.lr == alone.recipe.optim.lr
 
 
+@pytest.mark.full
 def test_real_trials_after_a_kill(tmp_path, monkeypatch, capsys):
     """Three real runs (a fraction of 0.9 can only fall) in two processes: killed, its ranks gone, given again, ended;
     given a third time nothing runs."""
