@@ -23,7 +23,7 @@ def command(
     steps: Annotated[int, typer.Option(min=1, help="optimizer steps")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="how many initialisations are averaged")] = 3,
     sequences: Annotated[int, typer.Option(min=1, help="of a step, each of data.seq_len tokens")] = 2,
-    plot: Annotated[Path, typer.Option(help="where the picture goes")] = Path("coordcheck.png"),
+    plot: Annotated[Path, typer.Option(help="where the picture goes")] = Path("runs/coordcheck.png"),
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Train the recipe for some steps at each width; exit 1 where a role's outputs move more, or less, as it widens."""
@@ -35,6 +35,7 @@ def command(
     measured = measure_widths(loaded, steps, sequences, range(seeds))
     rows = slopes(measured)
     kind = next(iter(loaded.values())).recipe.parametrization.kind
+    plot.parent.mkdir(parents=True, exist_ok=True)
     draw_coordinates(measured, rows, f"{recipe}, {kind} parametrization", plot)
     passed = all(row.passes for row in rows)
     if as_json:
