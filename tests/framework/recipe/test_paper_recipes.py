@@ -133,15 +133,22 @@ def test_joint_counts(size, rate):
     """N_total = 2 d V + (4 + 9 E) blocks d^2 and N_act = 2 d V + 13 blocks d^2, embeddings included."""
     printed, width, blocks, heads = JOINT[size]
     name = f"joint_moe/paper_{size}"
-    pattern = f"model.pattern=(*E)x{blocks}", f"model.moe.expansion_rate={rate}"
-    found = sizes_of(name, *pattern)
+    mixture = (f"model.pattern=(*E)x{blocks}",) if size in ("1_6b", "2_7b") else ()
+    overrides = *mixture, f"model.moe.expansion_rate={rate}"
+    found = sizes_of(name, *overrides)
     left_out = found["params_router"] + found["params_norm"]
     active = 2 * width * VOCABULARY + 13 * blocks * width**2
     assert found["params_active"] - left_out == active
     assert found["params_total"] - left_out == 2 * width * VOCABULARY + (4 + 9 * rate) * blocks * width**2
     digits = 0 if printed < 1000 else -2
     assert round(active / 1e6, digits) == printed
-    assert load(name, *pattern).recipe.model.attention.num_heads == heads
+    assert load(name, *overrides).recipe.model.attention.num_heads == heads
+
+
+@pytest.mark.parametrize("size", ["1_6b", "2_7b"])
+def test_joint_dense_counts(size):
+    _, width, blocks, _ = JOINT[size]
+    assert counts(f"joint_moe/paper_{size}") == (13 * blocks * width**2,) * 2
 
 
 def test_joint_largest_model_and_the_dense_pattern():
