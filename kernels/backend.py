@@ -34,8 +34,8 @@ def runs_triton(backend: str, *tensors: Tensor | None) -> bool:
     """Whether Triton is to work on these tensors.
 
     "auto": on GPUs with SHARED_BYTES, but for float64, which tensor cores here are not used for. "triton" tries on any
-    GPU, and also runs on the CPU in
-    Triton's interpreter, for tests, and on meta tensors while launches are recorded; ValueError where it cannot run.
+    GPU, and also runs on the CPU in Triton's interpreter, for tests, and on meta tensors while launches are recorded;
+    ValueError where it cannot run.
     """
     _check(backend)
     backend = _chosen if backend == "auto" else backend

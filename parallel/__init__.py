@@ -5,7 +5,7 @@ differentiable boundaries, `local_view` shows a forward its local shards, `dispa
 `fsdp` shards parameters, `gradients` measures and clips them, `pool` keeps ranks alive for tests.
 """
 
-import importlib
+from parallel.lazy import lazily
 
 _HOMES = {
     "AllToAllDispatcher": "dispatch",
@@ -26,10 +26,4 @@ _HOMES = {
     "set_gradient_sync": "fsdp",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    # Looked up when asked for: `launch` must not wait for torch to import.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -20,3 +20,18 @@ def ranks() -> Iterator["RankPool"]:  # noqa: F821
     pool = RankPool()
     yield pool
     pool.close()
+
+
+@pytest.fixture
+def upmix(capsys, monkeypatch) -> "Callable[..., tuple[int, str, str]]":  # noqa: F821
+    """Gives the command line words in this process: (exit code, standard output, standard error)."""
+    from framework.cli import main
+
+    def give(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["upmix", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return give

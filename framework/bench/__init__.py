@@ -3,14 +3,8 @@
 Names are looked up when they are asked for: `framework.bench.kernels` must do without what recipes are read with.
 """
 
-from typing import Any
+from parallel.lazy import lazily
 
-__all__ = ["StepBenchmark", "bench_train"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    from framework.bench import train
-
-    return getattr(train, name)
+_HOMES = {"StepBenchmark": "train", "bench_train": "train"}
+__all__ = list(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)

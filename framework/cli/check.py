@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framework.cli.progress import bar
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -92,17 +94,17 @@ def _all_that_can(loaded: Loaded, dtype: str) -> list[Layout]:
 
 def _rows(loaded: Loaded, layouts: list[Layout], dtype: str) -> list[Row]:
     """The table's rows, with a bar on a terminal's standard error while they come."""
-    from rich.console import Console
-    from rich.progress import track
-
     from framework.equivalence import check_layouts
     from parallel import RankPool
     from parallel.pool import RankError
 
-    pool, console = RankPool(), Console(stderr=True)
+    pool, rows = RankPool(), []
     try:
-        rows = check_layouts(loaded, layouts, dtype, pool)
-        return list(track(rows, "layouts", total=len(layouts), console=console, disable=not console.is_terminal))
+        with bar("layouts", len(layouts)) as advance:
+            for row in check_layouts(loaded, layouts, dtype, pool):
+                rows.append(row)
+                advance()
+        return rows
     except RankError as error:
         print(f"upmix: {error}", file=sys.stderr)
         sys.exit(1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from framework.cli.lists import positive_integers
+from framework.cli.progress import bar
 
 if TYPE_CHECKING:
     from framework.trials.coordinates import Slope
@@ -32,7 +33,8 @@ def command(
     from framework.trials.over_widths import at_widths, for_check
 
     loaded = at_widths(recipe, for_check(recipe, overrides or []), positive_integers("--widths", widths))
-    measured = measure_widths(loaded, steps, sequences, range(seeds))
+    with bar("widths x seeds", len(loaded) * seeds) as advance:
+        measured = measure_widths(loaded, steps, sequences, range(seeds), advance)
     rows = slopes(measured)
     kind = next(iter(loaded.values())).recipe.parametrization.kind
     plot.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framework.cli.progress import bar
+
 if TYPE_CHECKING:
     from framework.laws import Answer
 
@@ -120,7 +122,7 @@ def fit(
 
     form, observations, left_out = read(law, runs or [], csv, metric)
     _warn(left_out)
-    with _progress(num_steps(replicates)) as progress:
+    with bar("descents", num_steps(replicates)) as progress:
         fitted = fit_runs(form, observations, replicates, seed, progress)
     write_coefficients(out, fitted.content)
     if plot is not None:
@@ -142,10 +144,3 @@ def _tell(answer: Answer, as_json: bool) -> None:
 def _warn(lines: Iterable[str]) -> None:
     for line in lines:
         print(f"warning: {line}", file=sys.stderr)
-
-
-def _progress(steps: int):
-    """A bar on standard error; entering it gives the function to call after each step."""
-    from framework.cli.progress import bar
-
-    return bar("descents", steps)

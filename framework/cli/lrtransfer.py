@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from framework.cli.lists import positive_floats, positive_integers
+from framework.cli.names import folder_name
+from framework.cli.progress import bar
 
 if TYPE_CHECKING:
     from framework.trials.lr_transfer import Optimum, Point
@@ -22,7 +24,7 @@ def command(
     widths: Annotated[str, typer.Option(help="values of model.d_model, joined by commas")] = "32,64,128,256",
     lrs: Annotated[str, typer.Option(help="values of optim.lr, joined by commas")] = "1e-3,2e-3,4e-3,8e-3,16e-3,32e-3",
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds are averaged")] = 3,
-    name: Annotated[str, typer.Option(help="folder of the runs, under --runs-dir")] = "lrtransfer",
+    name: Annotated[str, typer.Option(help="of the folder of the runs")] = "lrtransfer",
     runs_dir: Annotated[Path, typer.Option(help="where run folders stand")] = Path("runs"),
     at_once: Annotated[int, typer.Option(min=1, help="runs at a time; they share the cores")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
@@ -32,12 +34,13 @@ def command(
     from framework.trials.lr_transfer import grid, optima, steps_moved
     from framework.trials.over_widths import at_widths, require_trainable
 
+    path = runs_dir / folder_name(name, recipe, "grid")
     chosen = positive_integers("--widths", widths), positive_floats("--lrs", lrs), range(seeds)
     loaded = at_widths(recipe, overrides or [], chosen[0])
     require_trainable(loaded.values())
-    points = _run(grid(recipe, overrides or [], *chosen), runs_dir / name, at_once)
+    points = _run(grid(recipe, overrides or [], *chosen), path, at_once)
     found = optima(points)
-    picture = runs_dir / name / "lrtransfer.png"
+    picture = path / "lrtransfer.png"
     kind = loaded[chosen[0][0]].recipe.parametrization.kind
     moved = steps_moved(found) if found else None
     draw_transfer(points, found, f"{recipe}, {kind} parametrization: the best moves {moved} steps", picture)
@@ -49,14 +52,13 @@ def command(
 
 
 def _run(trials: dict, runs_dir: Path, at_once: int) -> list[Point]:
-    from rich.console import Console
-    from rich.progress import track
-
     from framework.trials.lr_transfer import run_grid
 
-    console = Console(stderr=True)
-    points = track(run_grid(trials, runs_dir, at_once), "runs", total=len(trials), console=console,
-                   disable=not console.is_terminal)
+    points = []
+    with bar("runs", len(trials)) as advance:
+        for point in run_grid(trials, runs_dir, at_once):
+            points.append(point)
+            advance()
     return sorted(points, key=lambda point: (point.width, point.lr, point.seed))
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from framework.cli.names import folder_name
 from framework.cli.ranks import start_ranks
 
 
@@ -22,17 +23,12 @@ def command(
     )] = None,
 ) -> None:
     """Train, starting all ranks on this machine, or as one rank of those that torchrun or srun started."""
-    from framework.errors import UserError
-    from framework.files import is_plain_name
     from framework.recipe import load_recipe, require_runnable
     from parallel import find_place
 
-    name = Path(recipe).stem if name is None else name
-    if not is_plain_name(name):
-        raise UserError(f"--name {name!r}: no name for a run; allowed: a plain name for a folder, without '/'")
+    path = runs_dir / folder_name(name, recipe)
     loaded = load_recipe(recipe, overrides or [])
     require_runnable(loaded)
-    path = runs_dir / name
     place = find_place()
     how = loaded, path, resume, only
     sys.exit(_start_ranks(*how) if place is None else _be_a_rank(place, *how))

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from framework.cli.names import folder_name
+
 app = typer.Typer(help="Search for the best values of a recipe's fields.", no_args_is_help=True)
 
 
@@ -32,20 +34,16 @@ def rlrs(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Tune relative learning rates by coordinate descent (arXiv 2507.03526); given again, it goes on where it was."""
-    from framework.errors import UserError
-    from framework.files import is_plain_name
     from framework.trials.rate_display import watching
     from framework.trials.rate_fields import find_fields
     from framework.trials.rate_search import Search
     from framework.trials.rate_tuning import room_for, tune
 
-    name = Path(recipe).stem if name is None else name
-    if not is_plain_name(name):
-        raise UserError(f"--name {name!r}: no name for a search; allowed: a plain name for a folder, without '/'")
+    path = runs_dir / folder_name(name, recipe, "search")
     searched = find_fields(recipe, overrides or [], search)
     at_once = at_once or room_for(searched)
     with watching() as watch:
-        tuning = tune(searched, Search(len(searched.fields), passes, seed), runs_dir / name, at_once, watch)
+        tuning = tune(searched, Search(len(searched.fields), passes, seed), path, at_once, watch)
     found = tuning.summary()
     print(json.dumps(found)) if as_json else _print(found)
 

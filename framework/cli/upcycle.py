@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from framework.cli.names import folder_name
 from framework.cli.ranks import start_ranks
 
 
@@ -30,21 +31,16 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Make a run folder whose first checkpoint is an upcycled one, for `upmix train ... --resume` to go on from."""
-    from framework.errors import UserError
-    from framework.files import is_plain_name
     from framework.recipe import load_recipe, require_runnable
     from framework.surgery import Options, find_source, prepare
     from framework.surgery.new_run import refuse_existing
     from parallel import find_place
 
-    name = Path(recipe).stem if name is None else name
-    if not is_plain_name(name):
-        raise UserError(f"--name {name!r}: no name for a run; allowed: a plain name for a folder, without '/'")
+    path = runs_dir / folder_name(name, recipe)
     target = load_recipe(recipe, overrides or [])
     require_runnable(target)
     options = Options(method, drop_ratio, noise_std, noise_share, router, scaling, optimizer, keep_step)
     task = prepare(find_source(source, step), target, options)
-    path = runs_dir / name
     refuse_existing(path)
     place = find_place()
     if place is None:

@@ -4,7 +4,7 @@
 gives the row of the table, `check` goes through the layouts.
 """
 
-import importlib
+from parallel.lazy import lazily
 
 _HOMES = {
     "DEFAULT_LAYOUTS": "layouts",
@@ -17,10 +17,4 @@ _HOMES = {
     "shrink_recipe": "shrink",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    # Looked up when asked for: a layout's name is refused without waiting for torch to import.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from framework.laws.dense import questions
 from framework.laws.fit.forms import CHINCHILLA
 from framework.laws.joint_shape import d_model_of
 from framework.laws.law import Law
 from framework.laws.power_sum import PowerSum
-from framework.laws.values import Range, Values, Variable, one_of, require
+from framework.laws.values import Range, Values, Variable
 
 NAME = "chinchilla"
 SIZES = ("num_params", "num_params_total", "num_params_active")
@@ -33,31 +34,7 @@ PUBLISHED = {"approach_3": Coefficients(406.4, 0.34, 410.7, 0.28, 1.69)}
 """Equation 10 of the paper, as several public descriptions quote it; not read from the paper itself."""
 
 
-def predict(values: Values, coefficients: Coefficients | None = None) -> Values:
-    """The loss and the training FLOPs."""
-    tokens, = require(NAME, values, "tokens")
-    _, num_params = one_of(NAME, values, SIZES)
-    return _point((coefficients or PUBLISHED["approach_3"]).power_sum(), num_params, tokens)
-
-
-def optimum(values: Values, coefficients: Coefficients | None = None) -> Values:
-    """The size and tokens of least loss under 6 N D = flops."""
-    flops, = require(NAME, values, "flops")
-    power_sum = (coefficients or PUBLISHED["approach_3"]).power_sum()
-    return _point(power_sum, *power_sum.optimum(flops))
-
-
-def _point(power_sum: PowerSum, num_params: float, tokens: float) -> Values:
-    return {
-        "loss": power_sum.loss(num_params, tokens),
-        "num_params": num_params,
-        "num_params_active": num_params,
-        "num_params_total": num_params,
-        "tokens": tokens,
-        "num_experts": 1,
-        "d_model": d_model_of(num_params),
-        "flops": 6 * num_params * tokens,
-    }
+predict, optimum = questions(NAME, SIZES, PUBLISHED["approach_3"], d_model_of)
 
 
 def _domain(values: Values) -> dict[str, Range]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from framework.laws.dense import questions
+from framework.laws.fine_grained_shape import num_blocks
 from framework.laws.fit.forms import DENSE
 from framework.laws.law import Law
 from framework.laws.power_sum import PowerSum
-from framework.laws.values import Range, Values, Variable, one_of, require
+from framework.laws.values import Range, Values, Variable
 
 NAME = "fine_grained_dense"
 SIZES = ("num_params_total", "num_params_active", "num_params")
@@ -31,30 +33,7 @@ class Coefficients:
 PUBLISHED = {"table_1": Coefficients(16.3, 0.126, 26.7, 0.127, 0.472)}
 
 
-def predict(values: Values, coefficients: Coefficients | None = None) -> Values:
-    """The loss and the training FLOPs."""
-    tokens, = require(NAME, values, "tokens")
-    _, num_params = one_of(NAME, values, SIZES)
-    return _point((coefficients or PUBLISHED["table_1"]).power_sum(), num_params, tokens)
-
-
-def optimum(values: Values, coefficients: Coefficients | None = None) -> Values:
-    """The size and tokens of least loss for some FLOPs."""
-    flops, = require(NAME, values, "flops")
-    power_sum = (coefficients or PUBLISHED["table_1"]).power_sum()
-    return _point(power_sum, *power_sum.optimum(flops))
-
-
-def _point(power_sum: PowerSum, num_params: float, tokens: float) -> Values:
-    return {
-        "loss": power_sum.loss(num_params, tokens),
-        "num_params_active": num_params,
-        "num_params_total": num_params,
-        "tokens": tokens,
-        "num_experts": 1,
-        "d_model": 64 * (num_params / (12 * 64**2)) ** (1 / 3),
-        "flops": 6 * num_params * tokens,
-    }
+predict, optimum = questions(NAME, SIZES, PUBLISHED["table_1"], lambda num_params: 64 * num_blocks(num_params))
 
 
 def _domain(values: Values) -> dict[str, Range]:

@@ -15,11 +15,6 @@ def num_params_total(d_model: float, num_experts: float, vocab_size: float = VOC
     return 2 * d_model * vocab_size + (4 + 9 * num_experts) * d_model**3 / 64
 
 
-def cached_values(d_model: float, tokens: float) -> float:
-    """Keys and values of so many tokens: 2 T blocks d_model numbers."""
-    return 2 * tokens * d_model**2 / 64
-
-
 def d_model_of(active: float, vocab_size: float = VOCABULARY) -> float:
     """The width whose model has so many active parameters, as a real number."""
     return positive_root(13 / 64, 0, 2 * vocab_size, active)

@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules."""
 
-import importlib
+from parallel.lazy import lazily
 
 _HOMES = {
     "build_adamw": "adamw",
@@ -12,10 +12,4 @@ _HOMES = {
     "warmup_factor": "schedule",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    # Looked up when asked for: a schedule is a pure function, which must not wait for torch to import.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

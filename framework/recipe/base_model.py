@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from framework.recipe.architecture import Architecture, architecture
-from framework.recipe.errors import RecipeError
+from framework.recipe.errors import DEFAULT, RecipeError
+from framework.recipe.parameters import parameters
 from framework.recipe.schema import Model, Parametrization
 from framework.recipe.settle_model import settle_model
+from framework.recipe.tree import merge, walk
 from framework.recipe.validate import validate
+from framework.recipe.yaml_reader import Entry, plain
 
 KEY = "parametrization.base_model"
 
@@ -24,30 +27,24 @@ def base_architecture(model: Model, settings: Parametrization) -> Architecture |
         return None
     stated = {"d_model": settings.base_d_model} | dict(settings.base_model)
     try:
-        values = _merge(model.model_dump(exclude_none=True), stated)
-        base = validate(Model, values, "model")
-        level = {f"model.{key}": 0 for key, _ in _walk(model.model_dump(exclude_none=True))}
-        base, _ = settle_model(base, level | {f"model.{key}": 1 for key, _ in _walk(stated)})
+        tree = merge(_entries(model.model_dump(exclude_none=True), 0), _entries(stated, 1))
+        level = {f"model.{key}": entry.level for key, entry in walk(tree)}
+        base, _ = settle_model(validate(Model, plain(tree), "model"), level)
         found = architecture(base)
     except RecipeError as error:
         keys = ("parametrization.base_d_model", KEY) if settings.base_model else "parametrization.base_d_model"
         raise RecipeError(keys, f"the model of width {settings.base_d_model} cannot be: {error}") from None
-    if (base.pattern, base.tie_embeddings) != (model.pattern, model.tie_embeddings):
-        raise RecipeError(KEY, "gives another pattern or other ties; allowed: other sizes alone")
+    if _names(found) != _names(architecture(model)):
+        raise RecipeError(KEY, "gives a model of other parameters; allowed: other sizes alone")
     return found
 
 
-def _merge(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
-    for key, value in later.items():
-        inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
-    return merged
+def _names(structure: Architecture) -> list[tuple[str, str]]:
+    return [(parameter.name, parameter.role) for parameter in parameters(structure)]
 
 
-def _walk(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything, sections before what is in them."""
-    for key, value in values.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, Mapping):
-            yield from _walk(value, f"{prefix}{key}.")
+def _entries(values: Any, level: int) -> Entry:
+    """Plain nested values as a recipe's tree, stated on one level."""
+    if isinstance(values, Mapping):
+        values = {key: _entries(value, level) for key, value in values.items()}
+    return Entry(values, DEFAULT, level)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from framework.recipe.errors import COMMAND_LINE, RecipeError, shorten
@@ -37,6 +37,14 @@ def walk(entry: Entry, prefix: str = "") -> Iterator[tuple[str, Entry]]:
         yield f"{prefix}{key}", inner
         if isinstance(inner.value, dict):
             yield from walk(inner, f"{prefix}{key}.")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Plain nested values by dotted key; an empty mapping is left out."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _parse_assignment(assignment: str, level: int) -> Entry:

@@ -1,6 +1,7 @@
 """A finished or running experiment, as read from its folder."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,8 @@ import numpy as np
 
 from framework.errors import UserError
 from framework.recipe import Loaded, load_recipe, sizes
+
+FINAL_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,15 @@ class Run:
         rows = [row for row in self.rows if isinstance(row.get(metric), int | float)]
         pairs_R2 = np.array([(row["step"], row[metric]) for row in rows], dtype=float).reshape(-1, 2)
         return pairs_R2[:, 0], pairs_R2[:, 1]
+
+    def final_loss(self) -> float:
+        """The training loss that it ended with, in nats a token: the mean over its last 100 steps, or over the last
+        tenth of a run of fewer than a thousand. Raises UserError where it has none."""
+        steps, losses = self.series("loss")
+        if not len(steps):
+            raise UserError(f"{self.path}: no training loss in metrics.jsonl; allowed: a run that has trained")
+        window = min(FINAL_STEPS, math.ceil(steps[-1] / 10))
+        return float(losses[steps > steps[-1] - window].mean())
 
     def tokens_at(self, steps: np.ndarray) -> np.ndarray:
         """Tokens seen after each of the steps."""

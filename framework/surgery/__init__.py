@@ -8,7 +8,7 @@ as it was, `difference` measures it, and `run` does it all into a new run folder
 found without torch.
 """
 
-import importlib
+from parallel.lazy import lazily
 
 _HOMES = {
     "Options": "options",
@@ -19,10 +19,4 @@ _HOMES = {
     "upcycle": "run",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    # Looked up when asked for: what starts the ranks must not wait for torch to import.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from framework.errors import UserError
 from framework.recipe import Loaded, load_recipe
-
-_STEP = re.compile(r"step_(\d+)")
+from framework.training.checkpoint_names import NAME, steps_present
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ def find_source(path: str | Path, step: int | None = None) -> Source:
     Raises UserError where there is neither, where a step is named twice, or where nothing was ever saved.
     """
     path = Path(path)
-    run, named = path, _STEP.fullmatch(path.name)
+    run, named = path, NAME.fullmatch(path.name)
     if named and path.absolute().parent.name == "checkpoints":
         if step is not None:
             raise UserError(f"--step {step} beside {path}; allowed: one of them")
@@ -35,8 +33,7 @@ def find_source(path: str | Path, step: int | None = None) -> Source:
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{path}: no run here; allowed: a folder that `upmix train` made, or RUN/checkpoints/step_N")
     checkpoints = run / "checkpoints"
-    present = sorted(int(found.group(1)) for folder in checkpoints.glob("step_*")
-                     if (found := _STEP.fullmatch(folder.name)))
+    present = steps_present(checkpoints)
     if not present or step not in (None, *present):
         wanted = "" if step is None else f" of step {step}"
         raise UserError(f"{checkpoints}: no checkpoint{wanted}; there are: {', '.join(map(str, present)) or 'none'}")

@@ -1,6 +1,6 @@
 """The loop, its callbacks, metrics, checkpoints and run folders."""
 
-import importlib
+from parallel.lazy import lazily
 
 _HOMES = {
     "Admission": "run_folder",
@@ -19,10 +19,4 @@ _HOMES = {
     "under_way": "parts",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    # Looked up when asked for: a command that only looks at a run folder must not wait for torch to import.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from framework.errors import UserError
 from framework.files import atomic_folder, force_to_disk
-from framework.training.checkpoint.folder import checkpoint_folder
 from framework.training.checkpoint.manifest import DamagedCheckpoint, present_files
+from framework.training.checkpoint_names import checkpoint_folder
 from framework.training.data_state import FILE_NAME as DATA_FACTS
 from framework.training.lock import lock_folder
 from framework.training.metrics import FILE_NAME as METRICS

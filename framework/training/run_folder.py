@@ -17,10 +17,11 @@ import json
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from framework.errors import UserError
 from framework.files import write_atomically
+from framework.recipe.tree import flatten
 from framework.training.budget import make_budget
 from framework.training.code_state import write_code_state
 from framework.training.lock import lock_folder
@@ -126,16 +127,9 @@ def is_changeable(key: str) -> bool:
 
 
 def _refuse_changes(path: Path, stored: Recipe, given: Recipe) -> None:
-    before, after = (_flatten(recipe.model_dump(mode="json")) for recipe in (stored, given))
+    before, after = (flatten(recipe.model_dump(mode="json")) for recipe in (stored, given))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not is_changeable(key):
             old, new = ("null" if tree.get(key) is None else repr(tree[key]) for tree in (before, after))
             raise UserError(f"{path}: a resume may not change {key} from {old} to {new}; "
                             f"allowed to change: {', '.join(CHANGEABLE)}")
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

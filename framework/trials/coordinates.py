@@ -6,14 +6,12 @@ Under a right width parametrization they move as far at any width (https://arxiv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from framework.data import open_data
@@ -81,14 +79,15 @@ def measure(loaded: Loaded, num_steps: int, num_sequences: int, seed: int) -> Si
 
 
 def measure_widths(
-    loaded: dict[int, Loaded], num_steps: int, num_sequences: int, seeds: Sequence[int]
+    loaded: Mapping[int, Loaded], num_steps: int, num_sequences: int, seeds: Sequence[int],
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[int, list[Sizes]]:
-    """What `measure` gives at each width for each seed, with a bar on a terminal's standard error meanwhile."""
-    console = Console(stderr=True)
-    work = [(width, seed) for width in loaded for seed in seeds]
+    """What `measure` gives at each width for each seed. progress: called after each of them."""
     measured: dict[int, list[Sizes]] = {width: [] for width in loaded}
-    for width, seed in track(work, "widths x seeds", console=console, disable=not console.is_terminal):
-        measured[width].append(measure(loaded[width], num_steps, num_sequences, seed))
+    for width, recipe in loaded.items():
+        for seed in seeds:
+            measured[width].append(measure(recipe, num_steps, num_sequences, seed))
+            progress()
     return measured
 
 

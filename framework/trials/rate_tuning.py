@@ -24,14 +24,14 @@ from typing import Any
 from framework.errors import UserError
 from framework.files import write_atomically
 from framework.recipe import require_runnable
+from framework.recipe.tree import flatten
 from framework.training.lock import lock_folder
 from framework.training.preconditions import mesh_sizes
 from framework.trials.rate_fields import Searched, fragment
 from framework.trials.rate_search import FACTORS, Point, Progress, Search, replay
-from framework.trials.runs import DIVERGED, Trial, run_trials
+from framework.trials.runs import Trial, loss_of, run_trials
 
 STATE, TRIALS, TABLE, PICTURE, FRAGMENT = "search.json", "trials", "trials.csv", "search.png", "fragment.yaml"
-WINDOW_STEPS = 100
 
 Run = Callable[[Sequence[Trial], Path, int], Generator[Trial, None, None]]
 """As `run_trials`: train into folders, some at once, yielding each trial that is over."""
@@ -85,7 +85,7 @@ def tune(
             trials = {tuning.trial(progress, point): point for point in progress.wanted}
             with closing(run(list(trials), path / TRIALS, at_once)) as over:
                 for trial in over:
-                    tuning.losses[trials[trial]] = final_loss(trial.folder(path / TRIALS))
+                    tuning.losses[trials[trial]] = loss_of(trial, path / TRIALS)
                     _drop_checkpoints(trial.folder(path / TRIALS))
                     watch(tuning)
             _write_findings(tuning)
@@ -96,22 +96,6 @@ def room_for(searched: Searched) -> int:
     """How many trials this machine's cores have room for at a time: no more than a field has variants."""
     cores = len(os.sched_getaffinity(0)) // mesh_sizes(searched.loaded.recipe.parallel).world
     return min(len(FACTORS), max(1, cores))
-
-
-def final_loss(folder: Path) -> float:
-    """The training loss of a finished run in nats a token: the mean over its last WINDOW_STEPS steps, or over the last
-    tenth of a run of fewer than ten times as many. Infinity where it diverged."""
-    from framework.report import load_runs
-
-    if (folder / DIVERGED).exists():
-        return math.inf
-    run, = load_runs([folder])
-    steps, losses = run.series("loss")
-    if not len(steps):
-        raise UserError(f"{folder}: no training loss in it; allowed: a run of this search, or no such folder")
-    window = min(WINDOW_STEPS, math.ceil(steps[-1] / 10))
-    mean = float(losses[steps > steps[-1] - window].mean())
-    return mean if math.isfinite(mean) else math.inf
 
 
 def _hold_definition(path: Path, searched: Searched, search: Search) -> None:
@@ -130,17 +114,10 @@ def _hold_definition(path: Path, searched: Searched, search: Search) -> None:
         stored = json.loads((path / STATE).read_text())
     except ValueError:
         raise UserError(f"{path / STATE}: damaged; allowed: what a search wrote") from None
-    before, after = _flatten(stored), _flatten(given)
+    before, after = flatten(stored), flatten(given)
     for key in [key for key in before | after if before.get(key) != after.get(key)]:
         raise UserError(f"{path}: holds a search that differs in {key}: {before.get(key)}, given {after.get(key)}; "
                         "allowed: the same again, or another --name")
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    inner = [_flatten(value, f"{prefix}.{key}".lstrip(".")) for key, value in tree.items()]
-    return {key: value for flat in inner for key, value in flat.items()}
 
 
 def _drop_checkpoints(folder: Path) -> None:

@@ -5,21 +5,21 @@ A run that is finished is not run again, one that was interrupted goes on from i
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from framework.command import UPMIX
 from framework.errors import UserError
 from parallel.launcher import die_with
 
 DIVERGED = "diverged"
 """Name of the file that marks a run which cannot be finished: too many steps had no finite gradient."""
 
-COMMAND = (sys.executable, "-P", "-c", "from framework.cli import main; main()", "train")
 POLL_SECONDS = 0.1
 
 
@@ -63,15 +63,15 @@ def run_trials(trials: Sequence[Trial], runs_dir: Path, at_once: int) -> Iterato
 
 
 def loss_of(trial: Trial, runs_dir: Path) -> float:
-    """The training loss of a finished trial in nats a token, averaged over its last tenth; infinity if it diverged."""
-    folder = trial.folder(runs_dir)
-    if (folder / DIVERGED).exists():
-        return float("inf")
+    """The training loss that a finished trial ended with, see `Run.final_loss`; infinity where it diverged."""
     from framework.report import load_runs
 
+    folder = trial.folder(runs_dir)
+    if (folder / DIVERGED).exists():
+        return math.inf
     run, = load_runs([folder])
-    steps, losses = run.series("loss")
-    return float(losses[steps > 0.9 * steps[-1]].mean())
+    loss = run.final_loss()
+    return loss if math.isfinite(loss) else math.inf
 
 
 def _is_over(folder: Path) -> bool:
@@ -80,7 +80,8 @@ def _is_over(folder: Path) -> bool:
 
 def _start(trial: Trial, runs_dir: Path, at_once: int) -> subprocess.Popen:
     threads = max(1, len(os.sched_getaffinity(0)) // at_once)
-    command = [*COMMAND, trial.recipe, *trial.overrides, "--name", trial.name, "--runs-dir", str(runs_dir), "--resume"]
+    place = "--name", trial.name, "--runs-dir", str(runs_dir)
+    command = [*UPMIX, "train", trial.recipe, *trial.overrides, *place, "--resume"]
     parent = os.getpid()
     with _output(trial, runs_dir).open("wb") as output:
         return subprocess.Popen(

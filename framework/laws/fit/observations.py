@@ -25,9 +25,6 @@ SAME = {
 }
 """Of dense laws: other names of a column."""
 
-SMOOTHED = 0.02
-"""Last share of the steps whose losses are averaged."""
-
 METRICS = ("loss", "val_loss")
 
 
@@ -59,7 +56,7 @@ def read_csv(form: Form, path: Path) -> Observations:
 def read_runs(form: Form, runs: Sequence[Run], metric: str = LOSS) -> tuple[Observations, list[str]]:
     """Finished runs, and a line for each that is left out.
 
-    metric: `loss`, the training loss averaged over the last 2 % of steps, or `val_loss`, the last evaluation's.
+    metric: `loss`, the training loss as `Run.final_loss` has it, or `val_loss`, the last evaluation's.
     """
     if metric not in METRICS:
         raise UserError(f"--metric {metric}; allowed: {', '.join(METRICS)}")
@@ -76,10 +73,12 @@ def read_runs(form: Form, runs: Sequence[Run], metric: str = LOSS) -> tuple[Obse
 
 def final_loss(run: Run, metric: str) -> float:
     """The loss that a run ended with. Raises UserError where it holds none."""
+    if metric == LOSS:
+        return run.final_loss()
     _, values = run.series(metric)
     if not len(values):
         raise UserError(f"{run.path}: no {metric} in metrics.jsonl; allowed: --metric {' or '.join(METRICS)}")
-    return float(np.mean(values[-max(1, math.ceil(SMOOTHED * len(values))):])) if metric == LOSS else float(values[-1])
+    return float(values[-1])
 
 
 def read(

@@ -2,10 +2,11 @@
 
 from framework.training.checkpoint.checkpointer import Checkpointer
 from framework.training.checkpoint.contents import consolidate, stored_tensors
-from framework.training.checkpoint.folder import checkpoint_folder, damage, steps_present
+from framework.training.checkpoint.folder import damage
 from framework.training.checkpoint.manifest import DamagedCheckpoint, Manifest, present_files, read_manifest
 from framework.training.checkpoint.state import model_tensors, optimizer_tensors
 from framework.training.checkpoint.storage import load
+from framework.training.checkpoint_names import checkpoint_folder, steps_present
 
 __all__ = [
     "Checkpointer", "DamagedCheckpoint", "Manifest", "checkpoint_folder", "consolidate", "damage", "load",

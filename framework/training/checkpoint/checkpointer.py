@@ -17,6 +17,7 @@ from framework.training.checkpoint import folder
 from framework.training.checkpoint.manifest import DamagedCheckpoint, Manifest, file_facts, write_manifest
 from framework.training.checkpoint.state import copies
 from framework.training.checkpoint.storage import load, write_state
+from framework.training.checkpoint_names import checkpoint_folder, steps_present
 from framework.training.peers import Peers
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Checkpointer:
         be saved again. Raises UserError where checkpoints are there but none is good, is of another version or of other
         tensors, or looks different to some ranks.
         """
-        names, steps = self.peers.broadcast((folder.names_present(self.root), folder.steps_present(self.root)))
+        names, steps = self.peers.broadcast((folder.names_present(self.root), steps_present(self.root)))
         for step in reversed(steps):
             if (damage := self._damage(step)) is None:
                 return self._load(step, tensors, damaged=[later for later in steps if later > step])
@@ -99,7 +100,7 @@ class Checkpointer:
 
     def _load(self, step: int, tensors: dict[str, Tensor], damaged: list[int]) -> Manifest:
         try:
-            manifest = load(folder.checkpoint_folder(self.root, step), tensors, self.peers)
+            manifest = load(checkpoint_folder(self.root, step), tensors, self.peers)
         except DamagedCheckpoint as error:
             raise UserError(f"{self.root}: {error}; allowed: checkpoints of this recipe's model") from None
         if self.peers.leads:
@@ -120,7 +121,7 @@ class Checkpointer:
         if confirmed := self.peers.lead(lambda: folder.damage(self.root, step)):
             return confirmed
         rank, finding = next((rank, finding) for rank, finding in enumerate(findings) if finding)
-        raise UserError(f"{folder.checkpoint_folder(self.root, step)}: rank {rank} finds that {finding}, but to rank 0 "
+        raise UserError(f"{checkpoint_folder(self.root, step)}: rank {rank} finds that {finding}, but to rank 0 "
                         "it is whole; allowed: a runs folder that is the same on all machines")
 
     def _finding(self, step: int) -> str | None:
@@ -159,9 +160,9 @@ class Checkpointer:
         manifest.files["state/.metadata"] = file_facts(temporary / "state" / ".metadata")
         force_to_disk(temporary / "state")
         write_manifest(temporary, manifest)
-        temporary.rename(folder.checkpoint_folder(self.root, manifest.step))
+        temporary.rename(checkpoint_folder(self.root, manifest.step))
         force_to_disk(self.root)
-        present = folder.steps_present(self.root)
+        present = steps_present(self.root)
         for old in folder.surplus(present, self.keep_last, self.keep_every, self.keep_steps):
             folder.remove(self.root, old)
 

@@ -1,6 +1,5 @@
 """checkpoints/: which of them are there, which is kept, which is good."""
 
-import re
 import shutil
 from collections.abc import Set
 from itertools import chain, count
@@ -9,24 +8,12 @@ from pathlib import Path
 from framework.files import force_to_disk
 from framework.training.checkpoint.manifest import DamagedCheckpoint, verify
 from framework.training.checkpoint.safe_reader import SafeReader
-
-NAME = re.compile(r"step_(\d+)")
-
-
-def checkpoint_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps stands."""
-    return root / f"step_{step}"
+from framework.training.checkpoint_names import checkpoint_folder
 
 
 def temporary_folder(root: Path, step: int) -> Path:
     """Where it is being written; `clear_leftovers` removes it after a crash."""
     return root / f".step_{step}.tmp"
-
-
-def steps_present(root: Path) -> list[int]:
-    """Steps of the checkpoints under `root`, rising; damaged ones count too."""
-    names = (NAME.fullmatch(path.name) for path in root.glob("step_*"))
-    return sorted(int(name.group(1)) for name in names if name)
 
 
 def names_present(root: Path) -> list[str]:

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from framework.cli import main
+from framework.command import UPMIX
 
-COMMAND = [sys.executable, "-P", "-c", "from framework.cli import main; main()", "check", "parallel"]
+COMMAND = [*UPMIX, "check", "parallel"]
 
 
 @pytest.fixture

@@ -4,14 +4,12 @@ import csv
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from framework.cli import main
 from framework.laws import predict
 from framework.laws.coefficients import read_coefficients
 from framework.recipe import load_recipe, sizes
@@ -20,17 +18,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def upmix(capsys, monkeypatch, tmp_path):
+def upmix(upmix, monkeypatch, tmp_path):
+    """The command line in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["upmix", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return caught.value.code or 0, captured.out, captured.err
-
-    return run
+    return upmix
 
 
 def table(path, law, num=40, noise=0.003, **fixed):

@@ -7,20 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.cli import main
 from framework.recipe import recipe_names
-
-
-@pytest.fixture
-def upmix(capsys, monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["upmix", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return caught.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def test_json_has_the_fixed_names(upmix):

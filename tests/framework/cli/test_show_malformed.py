@@ -10,7 +10,6 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from framework.cli import main
 from framework.recipe.schema import Recipe
 from framework.recipe.validate import schema_keys
 
@@ -33,15 +32,6 @@ training:
 """
 
 
-def show(capsys, monkeypatch, *arguments):
-    """Run `upmix show` in this process; (exit code, standard output, standard error)."""
-    monkeypatch.setattr(sys, "argv", ["upmix", "show", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    captured = capsys.readouterr()
-    return caught.value.code or 0, captured.out, captured.err
-
-
 def assert_refused(result, *said):
     code, out, err = result
     assert code == 2, (code, out, err)
@@ -58,8 +48,8 @@ def good(tmp_path):
     return path
 
 
-def test_the_good_recipe_is_good(good, capsys, monkeypatch):
-    assert show(capsys, monkeypatch, good)[0] == 0
+def test_the_good_recipe_is_good(good, upmix):
+    assert upmix("show", good)[0] == 0
 
 
 KEYS = schema_keys(Recipe)
@@ -76,16 +66,16 @@ def _wrong_values(key):
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_wrong_types(key, good, capsys, monkeypatch):
+def test_wrong_types(key, good, upmix):
     for value in _wrong_values(key):
-        assert_refused(show(capsys, monkeypatch, good, f"{key}={value}"), "command line", key)
+        assert_refused(upmix("show", good, f"{key}={value}"), "command line", key)
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_misspelt_keys(key, good, capsys, monkeypatch):
+def test_misspelt_keys(key, good, upmix):
     section, _, name = key.rpartition(".")
     wrong = f"{section}.{name[:-1]}{name[-1]}q".lstrip(".")
-    result = show(capsys, monkeypatch, good, f"{wrong}=1")
+    result = upmix("show", good, f"{wrong}=1")
     assert_refused(result, "command line", wrong, "unknown key", f"nearest: {name}")
 
 
@@ -153,9 +143,9 @@ def test_misspelt_keys(key, good, capsys, monkeypatch):
     ("parallel.zero_stage=4", "1, 2 or 3"), ("parallel.engine=horovod", "'fsdp' or 'deepspeed'"),
     ("training.steps=!!python/object/apply:os.system [ls]", "the tag"),
 ])
-def test_impossible_and_contradictory(overrides, said, good, capsys, monkeypatch):
+def test_impossible_and_contradictory(overrides, said, good, upmix):
     arguments = re.split(r" (?=(?:model|data|optim|training|parallel)\.)", overrides)
-    assert_refused(show(capsys, monkeypatch, good, *arguments), "command line", said)
+    assert_refused(upmix("show", good, *arguments), "command line", said)
 
 
 @pytest.mark.parametrize(("old", "new", "said"), [
@@ -186,27 +176,27 @@ def test_impossible_and_contradictory(overrides, said, good, capsys, monkeypatch
     ("steps: 5", "steps: 5\n---\na: 1", "not YAML"), ("steps: 5", "steps: " + "[" * 50 + "]" * 50, "nested more than"),
     ("steps: 5", "steps: " + "{a: " * 5000 + "1" + "}" * 5000, "nested"), ("steps: 5", "steps: \0", "not YAML"),
 ])
-def test_broken_files(old, new, said, good, capsys, monkeypatch):
+def test_broken_files(old, new, said, good, upmix, monkeypatch):
     assert old in GOOD
     good.write_text(GOOD.replace(old, new))
     monkeypatch.chdir(good.parent)
-    assert_refused(show(capsys, monkeypatch, "good.yaml"), said)
+    assert_refused(upmix("show", "good.yaml"), said)
 
 
 @pytest.mark.parametrize("content", [b"", b"just words", b"- a\n- b", b"\xff\xfe\x00", b"\x00", b"%", b"? ?", b"null"])
-def test_files_that_are_no_recipe(content, good, capsys, monkeypatch):
+def test_files_that_are_no_recipe(content, good, upmix):
     good.write_bytes(content)
-    assert_refused(show(capsys, monkeypatch, good), "good.yaml")
+    assert_refused(upmix("show", good), "good.yaml")
 
 
 @pytest.mark.parametrize("name", ["quickstrt", "nothing.yaml", "", "a\0b", "../..", "base", "/", ".yaml", "x" * 5000])
-def test_recipes_that_are_not_there(name, capsys, monkeypatch):
-    assert_refused(show(capsys, monkeypatch, name))
+def test_recipes_that_are_not_there(name, upmix):
+    assert_refused(upmix("show", name))
 
 
-def test_folder_as_recipe(tmp_path, capsys, monkeypatch):
+def test_folder_as_recipe(tmp_path, upmix):
     (tmp_path / "folder.yaml").mkdir()
-    assert_refused(show(capsys, monkeypatch, tmp_path / "folder.yaml"))
+    assert_refused(upmix("show", tmp_path / "folder.yaml"))
 
 
 SCALARS = st.none() | st.booleans() | st.integers(-5, 10) | st.floats() | st.text(max_size=5)
@@ -217,18 +207,18 @@ QUIETLY = settings(max_examples=150, deadline=None, suppress_health_check=[Healt
 
 @QUIETLY
 @given(key=st.sampled_from([*KEYS, "model", "model.moe", "optim.relative_lr.expert", "model.sublayers"]), value=VALUES)
-def test_any_value_anywhere_is_taken_or_refused(key, value, good, capsys, monkeypatch):
+def test_any_value_anywhere_is_taken_or_refused(key, value, good, upmix):
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("\n...\n")
-    code, *_ = result = show(capsys, monkeypatch, good, f"{key}={text}")
+    code, *_ = result = upmix("show", good, f"{key}={text}")
     if code:
         assert_refused(result)
 
 
 @QUIETLY
 @given(text=st.text("model:pattern d_*|-[]{}'\"\n\t&!#%@,1.e", max_size=60), cut=st.integers(0, len(GOOD)))
-def test_any_text_in_a_file_is_taken_or_refused(text, cut, good, capsys, monkeypatch):
+def test_any_text_in_a_file_is_taken_or_refused(text, cut, good, upmix):
     good.write_text(GOOD[:cut] + text + GOOD[cut:])
-    code, *_ = result = show(capsys, monkeypatch, good)
+    code, *_ = result = upmix("show", good)
     if code:
         assert_refused(result)
 

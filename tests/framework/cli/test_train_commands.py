@@ -6,7 +6,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from framework.cli import main
+from framework.command import UPMIX
 from framework.training.checkpoint.manifest import Manifest, file_facts, read_manifest, write_manifest
 
 RECIPE = {
@@ -27,7 +27,7 @@ RECIPE = {
 
 
 def upmix(*arguments: str) -> list[str]:
-    return [sys.executable, "-P", "-c", "from framework.cli import main; main()", *arguments]
+    return [*UPMIX, *arguments]
 
 
 @pytest.fixture(scope="module")

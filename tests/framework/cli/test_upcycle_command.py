@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import yaml
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from framework.cli import main
+from framework.command import UPMIX
 
 PAGE = Path(__file__).parents[3] / "docs" / "upcycling.md"
 DENSE = "(*-)x4"
@@ -135,7 +135,7 @@ def trained(give, folder):
 def command_on_two_ranks() -> list[str]:
     command = ("upcycle", "runs/trained", "--recipe", "tiny.yaml", "parallel.tp=2", "parallel.ep=2", "--method",
                "granular", "--scaling", "exact", "--name", "ranks", "--json")
-    return [sys.executable, "-P", "-c", "from framework.cli import main; main()", *command]
+    return [*UPMIX, *command]
 
 
 def alone() -> dict[str, str]:

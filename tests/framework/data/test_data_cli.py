@@ -1,23 +1,4 @@
 import json
-import sys
-
-import pytest
-
-from framework.cli.app import main
-
-
-@pytest.fixture
-def upmix(monkeypatch, capsys):
-    """Runs the command line in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["upmix", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        output = capsys.readouterr()
-        return exit.value.code or 0, output.out, output.err
-
-    return run
 
 
 def test_from_text_to_a_data_set_by_the_command_line(upmix, corpus_folder, data_root, tmp_path):

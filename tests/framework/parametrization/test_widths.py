@@ -183,7 +183,8 @@ def test_relative_std_scales_what_the_rule_gives(load):
     (["parametrization={kind: standard, base_d_model: null, base_model: {moe: {num_experts: 8}}}"], "without base_d"),
     (["parametrization.base_d_model=30"], "the model of width 30 cannot be"),
     (["parametrization.base_model={moe: {expert: 8}}"], "unknown key"),
-    (["parametrization.base_model={pattern: '*E'}"], "another pattern"),
+    (["parametrization.base_model={pattern: '*E'}"], "other parameters"),
+    (["parametrization.base_model={norm: layernorm}"], "other parameters"),
     (["parametrization.init.relative_std={expertz: 0.5}"], "matches no parameter"),
 ])
 def test_refusals(load, overrides, said):

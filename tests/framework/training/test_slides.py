@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from framework.command import UPMIX
 from framework.errors import UserError
 from framework.optim import decay_shape, last_full_step
 from framework.recipe import load_recipe
@@ -314,7 +315,7 @@ def test_the_commands_of_the_docs(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command in commands:
         command[2] = "tiny.yaml"
-        done = subprocess.run([sys.executable, "-P", "-c", "from framework.cli import main; main()", *command[1:]],
+        done = subprocess.run([*UPMIX, *command[1:]],
                               capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         said = done.stdout if command[1] == "show" else done.stderr

@@ -2,12 +2,10 @@
 
 import json
 import math
-import sys
 
 import pytest
 import torch
 
-from framework.cli import main
 from framework.model import build_language_model
 from framework.parametrization import initialize, widths
 from framework.recipe import load_recipe
@@ -101,23 +99,15 @@ def test_what_the_check_adds_gives_way_to_what_is_stated(recipe):
     assert "parametrization.init.relative_std.attention_q=0.0" in added
 
 
-def run(capsys, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["upmix", "coordcheck", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    captured = capsys.readouterr()
-    return caught.value.code or 0, captured.out, captured.err
-
-
-def test_the_command(recipe, tmp_path, capsys, monkeypatch):
+def test_the_command(recipe, tmp_path, upmix):
     options = ["--widths", "16,32", "--seeds", 1, "--steps", 2, "--sequences", 1, "--plot", tmp_path / "c.png"]
-    code, out, _ = run(capsys, monkeypatch, recipe, *options, "--json")
+    code, out, _ = upmix("coordcheck", recipe, *options, "--json")
     found = json.loads(out)
     assert set(found) == {"passed", "rows"} and found["passed"] is (code == 0)
     assert {"role", "quantity", "slope"} <= set(found["rows"][0])
     assert {row["quantity"] for row in found["rows"]} == {"initial", "change", "update"}
     assert (tmp_path / "c.png").stat().st_size > 10_000
-    code, out, _ = run(capsys, monkeypatch, recipe, "optim.lr=0.05", "parametrization.kind=standard", *options)
+    code, out, _ = upmix("coordcheck", recipe, "optim.lr=0.05", "parametrization.kind=standard", *options)
     assert code == 1 and "FAILS" in out and str(tmp_path / "c.png") in out
 
 
@@ -125,6 +115,6 @@ def test_the_command(recipe, tmp_path, capsys, monkeypatch):
     (["--widths", "64"], "two or more"), (["--widths", "64,x"], "--widths '64,x'"), (["--widths", "0,64"], "positive"),
     (["--widths", "16,33"], "do not divide d_model 33"),
 ])
-def test_refusals(recipe, capsys, monkeypatch, arguments, said):
-    code, out, err = run(capsys, monkeypatch, recipe, *arguments)
+def test_refusals(recipe, upmix, arguments, said):
+    code, out, err = upmix("coordcheck", recipe, *arguments)
     assert (code, out) == (2, "") and said in err and err.count("\n") == 1

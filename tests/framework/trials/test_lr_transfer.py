@@ -2,13 +2,11 @@
 
 import json
 import math
-import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.cli import main
 from framework.trials.lr_transfer import Point, grid, optima, steps_moved
 from framework.trials.runs import DIVERGED, Trial, loss_of, run_trials
 
@@ -66,15 +64,7 @@ def test_every_cell_of_the_grid_has_a_run_of_its_own():
                                               "training.slides=[]")
 
 
-def run(capsys, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["upmix", "lrtransfer", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    captured = capsys.readouterr()
-    return caught.value.code or 0, captured.out, captured.err
-
-
-def test_the_command_runs_what_is_missing(recipe, tmp_path, capsys, monkeypatch):
+def test_the_command_runs_what_is_missing(recipe, tmp_path, upmix):
     """A grid whose finished runs are there: only the last is trained; one that diverged stays so."""
     folder = tmp_path / "runs" / "grid"
     options = [recipe, "--widths", "16,32", "--lrs", "1e-3,2e-3", "--seeds", 1, "--name", "grid", "--runs-dir",
@@ -85,7 +75,7 @@ def test_the_command_runs_what_is_missing(recipe, tmp_path, capsys, monkeypatch)
         (folder / name / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": 4, "loss": loss}) + "\n")
         (folder / name / "DONE").write_text("4\n")
     (folder / "width_32_lr_0.001_seed_0" / "DONE").rename(folder / "width_32_lr_0.001_seed_0" / DIVERGED)
-    code, out, err = run(capsys, monkeypatch, *options)
+    code, out, err = upmix("lrtransfer", *options)
     found = json.loads(out)
     assert code == 0, err
     losses = {(row["width"], row["lr"]): row["loss"] for row in found["rows"]}
@@ -107,6 +97,6 @@ def test_a_failed_run_says_why_and_a_diverged_one_is_a_result(recipe, tmp_path):
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--lrs", "1e-3"], "two or more"), (["--lrs", "a,b"], "--lrs 'a,b'"), (["--widths", "16,33"], "d_model 33"),
 ])
-def test_refusals(recipe, capsys, monkeypatch, arguments, said):
-    code, out, err = run(capsys, monkeypatch, recipe, *arguments)
+def test_refusals(recipe, upmix, arguments, said):
+    code, out, err = upmix("lrtransfer", recipe, *arguments)
     assert (code, out) == (2, "") and said in err and err.count("\n") == 1

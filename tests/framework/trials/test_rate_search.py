@@ -6,7 +6,6 @@ import math
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from fractions import Fraction
 
@@ -16,13 +15,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.cli import main
+from framework.command import UPMIX
 from framework.errors import UserError
 from framework.recipe import load_recipe
 from framework.trials.rate_fields import find_fields
 from framework.trials.rate_search import FACTORS, Search, replay
-from framework.trials.rate_tuning import final_loss, tune
-from framework.trials.runs import DIVERGED
+from framework.trials.rate_tuning import tune
+from framework.trials.runs import DIVERGED, Trial, loss_of
 
 MODEL = {"pattern": "*E", "d_model": 16, "vocab_size": 300, "attention": {"num_heads": 2},
          "moe": {"num_experts": 4, "top_k": 1, "d_expert": 16}}
@@ -229,7 +228,7 @@ def test_fields_that_cannot_be_searched(small, search, overrides, said):
         find_fields(small, overrides, search)
 
 
-def test_a_larger_recipe_extends_the_fragment(small, undrawn, tmp_path, capsys):
+def test_a_larger_recipe_extends_the_fragment(small, undrawn, tmp_path, upmix):
     """Its rates come from the fragment, another recipe's own statements beat it, and mup multiplies it."""
     tuning = found(small, tmp_path / "search", Stub())
     values = tuning.summary()["values"]
@@ -245,11 +244,9 @@ def test_a_larger_recipe_extends_the_fragment(small, undrawn, tmp_path, capsys):
     (tmp_path / "mup.yaml").write_text(yaml.safe_dump(
         {"extends": "big.yaml", "parametrization": {"kind": "mup", "base_d_model": 16}, "optim": {"lr": 0.5},
          "model": {"ffn": {"multiplier": 1}, "moe": {"num_experts": 4, "granularity": 1}}}))
-    with pytest.raises(SystemExit) as left, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["upmix", "show", str(tmp_path / "mup.yaml"), "--roles", "--json"])
-        main()
-    assert left.value.code in (0, None)
-    rows = {row["role"]: row for row in json.loads(capsys.readouterr().out)["roles"]}
+    code, out, _ = upmix("show", tmp_path / "mup.yaml", "--roles", "--json")
+    assert code == 0
+    rows = {row["role"]: row for row in json.loads(out)["roles"]}
     expert = big.optim.relative_lr["expert"]
     assert rows["expert_up"]["lr_start"] == pytest.approx(0.5 * expert.start * 16 / 64)
     assert rows["expert_up"]["lr_end"] == pytest.approx(0.5 * big.optim.final_lr_fraction * expert.end * 16 / 64)
@@ -258,13 +255,15 @@ def test_a_larger_recipe_extends_the_fragment(small, undrawn, tmp_path, capsys):
 
 def test_the_window_of_the_final_loss(tmp_path):
     """A tenth of a short run, 100 steps of a long one, infinity for what is not finite."""
+    trial = Trial("run", "recipe", ())
+    (tmp_path / "run").mkdir()
     for steps, window in ((40, 4), (7, 1), (3000, 100)):
         rows = [{"kind": "train", "step": step, "loss": 2.0 if step > steps - window else 50.0}
                 for step in range(1, steps + 1)]
-        (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        assert final_loss(tmp_path) == 2.0
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": NaN}\n')
-    assert final_loss(tmp_path) == math.inf
+        (tmp_path / "run" / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        assert loss_of(trial, tmp_path) == 2.0
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": NaN}\n')
+    assert loss_of(trial, tmp_path) == math.inf
 
 
 @pytest.mark.parametrize(("model", "first", "second"), [
@@ -301,7 +300,7 @@ def test_rates_put_before_a_recipe_leave_its_model_alone(tmp_path):
 
 
 @pytest.mark.full
-def test_real_trials_after_a_kill(tmp_path, monkeypatch, capsys):
+def test_real_trials_after_a_kill(tmp_path, monkeypatch, upmix):
     """Three real runs (a fraction of 0.9 can only fall) in two processes: killed, its ranks gone, given again, ended;
     given a third time nothing runs."""
     monkeypatch.setenv("UPMIX_DATA", str(tmp_path / "data"))
@@ -311,8 +310,7 @@ def test_real_trials_after_a_kill(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     arguments = ["tune", "rlrs", str(tmp_path / "tiny.yaml"), "--runs-dir", str(tmp_path / "runs"), "--passes", "1",
                  "--at-once", "3", "--search", "optim.final_lr_fraction", "--json"]
-    killed = psutil.Popen([sys.executable, "-P", "-c", "from framework.cli import main; main()", *arguments],
-                          stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    killed = psutil.Popen([*UPMIX, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     folder = tmp_path / "runs" / "tiny"
     _wait_for(lambda: list(folder.glob("trials/*.out")) and killed.children())
     below = killed.children(recursive=True)
@@ -321,11 +319,9 @@ def test_real_trials_after_a_kill(tmp_path, monkeypatch, capsys):
     assert below
     _wait_for(lambda: all(not each.is_running() or each.status() == psutil.STATUS_ZOMBIE for each in below), 1)
 
-    monkeypatch.setattr(sys, "argv", ["upmix", *arguments])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code in (0, None)
-    result = json.loads(capsys.readouterr().out)
+    code, out, _ = upmix(*arguments)
+    assert code == 0
+    result = json.loads(out)
     assert result["trials"] == 3 and 0 < result["loss"] <= result["baseline_loss"] < 7
     assert sorted(done.parent.name for done in folder.glob("trials/*/DONE")) == ["0000", "0001", "0002"]
     fractions = [load_recipe(str(folder / f"trials/000{number}/recipe.yaml")).recipe.optim.final_lr_fraction
@@ -334,9 +330,7 @@ def test_real_trials_after_a_kill(tmp_path, monkeypatch, capsys):
     assert load_recipe(str(tmp_path / "tiny.yaml"), [f"optim.final_lr_fraction={result['values'].popitem()[1]}"])
 
     shutil.rmtree(folder / "trials" / "0001" / "tensorboard")  # would be made again if it ran again
-    with pytest.raises(SystemExit):
-        main()
-    assert json.loads(capsys.readouterr().out)["loss"] == result["loss"]
+    assert json.loads(upmix(*arguments)[1])["loss"] == result["loss"]
     assert not (folder / "trials" / "0001" / "tensorboard").exists()
 
 
