@@ -2,5 +2,5 @@
 
 import sys
 
-UPMIX = (sys.executable, "-P", "-c", "from framework.cli import main; main()")
+UPMIX = (sys.executable, "-P", "-m", "framework.cli")
 """What `upmix` is. -P: a folder of the working directory must not pass for one of our packages."""

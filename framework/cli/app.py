@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 VERBS = ("recipes", "show", "train", "eval", "generate", "report", "bench", "check", "coordcheck", "lrtransfer", "tune",
-         "upcycle", "laws", "checkpoint", "tokenizer", "data")
+         "upcycle", "laws", "checkpoint", "tokenizer", "data", "status", "cancel", "logs")
 
 # Typer carries its own click in new releases and uses the public one in old ones; this class is right in both.
 ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from framework.recipe.errors import RecipeError, nearest, shorten
-from framework.recipe.schema import Recipe, Section
+from framework.recipe.schema import Section
 
 S = TypeVar("S", bound=Section)
 
@@ -28,7 +28,7 @@ def _explain(section: type[Section], finding: Mapping[str, Any], prefix: str) ->
     key = join(prefix, *path)
     if finding["type"] == "extra_forbidden":
         siblings = _fields_at(section, path[:-1])
-        hint = nearest(str(path[-1]), siblings) or _elsewhere(str(path[-1]))
+        hint = nearest(str(path[-1]), siblings) or _elsewhere(section, str(path[-1]))
         return RecipeError(key, f"unknown key{hint}; allowed: {', '.join(siblings)}")
     allowed = finding["msg"].removeprefix("Input should be ").removeprefix("Input should ").replace("tuple", "list")
     if finding["type"] == "missing":
@@ -59,9 +59,9 @@ def _inner(annotation: Any) -> type[BaseModel]:
     return next((inner for inner in found if inner is not BaseModel), BaseModel)
 
 
-def _elsewhere(word: str) -> str:
+def _elsewhere(section: type[BaseModel], word: str) -> str:
     """A key of that name in another section, for one who forgot or mistook the section."""
-    keys = {key.rpartition(".")[2]: key for key in schema_keys(Recipe)}
+    keys = {key.rpartition(".")[2]: key for key in schema_keys(section)}
     return f"; nearest: {keys[word]}" if word in keys else nearest(word, keys.values())
 
 

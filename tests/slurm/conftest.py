@@ -1,0 +1,95 @@
+"""A SLURM cluster of two nodes for all tests that are marked `slurm`, and what they say to it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.helpers.slurm_cluster import SlurmCluster, missing
+
+TRAINER = Path(__file__).with_name("trainer.py")
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """Two nodes of two GPUs that are none."""
+    if (reason := missing()) is not None:
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="upmix-slurm-"))
+    cluster = SlurmCluster(folder / "c", nodes=2, gpus=2)
+    yield cluster
+    cluster.stop()
+    shutil.rmtree(folder)
+
+
+class Desk:
+    """A user's folder on the cluster: `upmix` as a command of its own, and questions to SLURM."""
+
+    def __init__(self, folder: Path, cluster: SlurmCluster) -> None:
+        self.folder, self.slurm = folder, cluster
+
+    def cluster_file(self, name: str = "cluster.yaml", **changes: object) -> str:
+        """A cluster's file whose Python is a trainer without PyTorch, unless `python` says otherwise."""
+        values = {"partition": "main", "time": "5", "gpus_per_node": 2, "cpus_per_gpu": 1, "python": str(TRAINER),
+                  "signal_seconds": 10} | changes
+        (self.folder / name).write_text(yaml.safe_dump({key: value for key, value in values.items()
+                                                        if value is not None}))
+        return name
+
+    def call(self, *words: object, **environment: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-P", "-m", "framework.cli", *map(str, words)]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=120,
+                              env=os.environ | self.slurm.environment | {"PYTHONPATH": str(CHECKOUT)} | environment)
+
+    def upmix(self, *words: object, **environment: str) -> str:
+        """Standard output of a command that must end well."""
+        done = self.call(*words, **environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def submit(self, source: object, *words: object, cluster: str | None = None) -> dict:
+        """What `upmix submit --json` says."""
+        return json.loads(self.upmix("submit", source, *words, "--cluster", cluster or self.cluster_file(), "--json"))
+
+    def rows(self, name: str) -> list[dict]:
+        return json.loads(self.upmix("status", name, "--json"))["rows"]
+
+    def wait(self, name: str, condition: Callable[[list[dict]], bool], seconds: float = 60) -> list[dict]:
+        """The rows of `upmix status NAME` once they fulfil a condition."""
+        deadline = time.monotonic() + seconds
+        while not condition(rows := self.rows(name)):
+            assert time.monotonic() < deadline, (rows, self.log(name))
+            time.sleep(0.2)
+        return rows
+
+    def wait_for_file(self, path: str, seconds: float = 60) -> str:
+        deadline = time.monotonic() + seconds
+        while not (found := self.folder / path).exists():
+            assert time.monotonic() < deadline, f"{path} did not come"
+            time.sleep(0.05)
+        return found.read_text()
+
+    def log(self, name: str) -> str:
+        """All logs of a submission."""
+        folder = self.folder / "runs" / name / "job" / "log"
+        return "\n".join(path.read_text() for path in sorted(folder.glob("*")))
+
+
+@pytest.fixture
+def desk(slurm: SlurmCluster, tmp_path: Path) -> Iterator[Desk]:
+    yield Desk(tmp_path, slurm)
+    subprocess.run(["scancel", "--user=root", "--quiet"], env=os.environ | slurm.environment, capture_output=True)
+
+
+def all_in(*states: str) -> Callable[[list[dict]], bool]:
+    """A condition for `Desk.wait`: every row is in one of these states."""
+    return lambda rows: all(row["state"] in states for row in rows)

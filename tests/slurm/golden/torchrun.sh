@@ -1,0 +1,104 @@
+#!/bin/bash -l
+# wide: 1 run on 2 nodes of 8 ranks. Written by `upmix submit`.
+#SBATCH --job-name=wide
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --partition=gpu
+#SBATCH --export=HOME,USER,PATH,LANG,LC_ALL
+#SBATCH --signal=B:USR1@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --wait-all-nodes=1
+#SBATCH --kill-on-invalid-dep=yes
+
+# Where things stand.
+workdir=/home/ann/project
+runs=/home/ann/project/runs
+job=/home/ann/project/runs/NAME/job
+code=/home/ann/project/runs/.code/0123456789abcdef
+cd "$workdir" || exit 1
+
+# What is run.
+names=(wide)
+recipes=("$job"/recipes/wide.yaml)
+all_steps=(1000)
+slides=()
+links=1 restarts=2 requeue=yes
+
+# How its Python comes to be there, and how ranks start.
+export PYTHONPATH="$code" PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+ulimit -l unlimited
+python="python3"
+flags=(--export=ALL --kill-on-bad-exit=1 --cpus-per-task=64)
+container=()
+ranks_per_node=8
+# One agent of torchrun a node. It must not see USR1, which would end it: its ranks set handlers of their own.
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+start() {
+  exec srun "${flags[@]}" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
+    bash -c 'trap "" USR1; export PET_NODE_RANK=$SLURM_NODEID; exec "$@"' _ \
+    "${container[@]}" "$python" -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node="$ranks_per_node" \
+    --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" -m framework.cli "$@"
+}
+check_nodes() { :; }
+
+# The run of this task. The last task of an array has the array's own id as SLURM_JOB_ID: requeued by that, every
+# task would start again.
+index=${SLURM_ARRAY_TASK_ID:-0}
+name=${names[index]} steps=${all_steps[index]} recipe=${recipes[index]} slide=${slides[index]:-}
+task=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; task=${task:-$SLURM_JOB_ID}
+link=${1:-1}
+folder=$runs/$name; [[ -z $slide || $slide == none ]] || folder+=-slide-$slide
+say() { echo "$(date +%FT%T) upmix: $*"; }
+say "job $task, start $((1 + ${SLURM_RESTART_COUNT:-0})), link $link of $links, on $SLURM_JOB_NODELIST: $folder"
+
+number() { local text; text=$(cat "$1" 2>/dev/null); [[ $text =~ ^[0-9]{1,18}$ ]] && echo "$text" || echo "$2"; }
+finished() { (( $(number "$folder/DONE" -1) >= steps )); }
+newest() { # the step of the newest checkpoint
+  local found=0 path
+  for path in "$folder"/checkpoints/step_*; do
+    path=${path##*_}; [[ $path =~ ^[0-9]{1,18}$ ]] && (( path > found )) && found=$path
+  done
+  echo "$found"
+}
+finished && { say "finished already"; exit 0; }
+
+# A start counts as long as no checkpoint moves the run on, whatever ended it.
+counts=$job/starts/${folder##*/}
+before=$(newest)
+if [[ $(number "$counts.step" -1) == "$before" ]]; then starts=$(($(number "$counts" 0) + 1)); else starts=1; fi
+echo "$before" > "$counts.step"; echo "$starts" > "$counts"
+give_up() { say "given up: $starts starts from step $before brought no checkpoint"; exit 1; }
+(( starts <= restarts + 1 )) || give_up
+
+# SLURM's warning (USR1) and its end (TERM) are both passed on: ranks save at one step and leave. bash runs a trap
+# between commands only, and a trapped signal ends `wait` early: hence the loop.
+asked=
+ask() { asked=$1; say "the batch script got $1"; kill -USR1 "$step" 2>/dev/null; }
+trap 'ask USR1' USR1; trap 'ask TERM' TERM
+step=; code=0
+check_nodes || code=$?
+if [[ $code == 0 && -z $asked ]]; then
+  start train "$recipe" --name "$name" --runs-dir "$runs" --resume ${slide:+--slide "$slide"} &
+  step=$!
+  while :; do
+    wait "$step"; code=$?
+    kill -0 "$step" 2>/dev/null || break
+  done
+fi
+after=$(newest)
+say "ended with $code at step $after of $steps${asked:+, asked to by $asked}"
+
+finished && exit 0
+[[ $code != 2 ]] || exit 2             # a mistake of the user: no restart mends it
+[[ $asked != TERM ]] || exit 143       # cancelled, or preempted: then SLURM itself requeues
+if [[ $requeue == yes ]]; then
+  (( after > before || starts <= restarts )) || give_up
+  scontrol requeue "$task" && sleep 60 # which ends this script
+elif [[ $asked == USR1 && $link -lt $links ]]; then
+  exit 0                               # the next link of the chain goes on
+fi
+exit $((code ? code : 1))
