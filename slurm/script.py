@@ -36,6 +36,7 @@ def render(job: Job, cluster: Cluster, places: Places) -> str:
     """The whole script of a job; the same for the same input."""
     sections = [
         ["#!/bin/bash -l", f"# {_title(job)}. Written by `upmix submit`.", *_options(job, cluster)],
+        *([[_part("signals")]] if job.trainings else []),
         ["# Where things stand.", *_places(job, places)],
         ["# What is run.", *_work(job, cluster)],
         ["# How its Python comes to be there, and how ranks start.", *_python(cluster), *_start(job, cluster)],

@@ -74,8 +74,8 @@ def submit(submission: Submission, cluster: Cluster, cluster_name: str, host: Ho
         _refuse_active(host, submission, places)
         host.unpack(places.code, pack(take_snapshot()))
         _write(host, submission, cluster, places)
-        record = Record(submission.name, places.job, cluster_name, datetime.now().astimezone().isoformat(timespec="seconds"),
-                        os.path.basename(places.code), ())
+        time = datetime.now().astimezone().isoformat(timespec="seconds")
+        record = Record(submission.name, places.job, cluster_name, time, os.path.basename(places.code), ())
         return _submit_all(submission, cluster, host, places, record)
 
 

@@ -1,4 +1,5 @@
-trap 'kill -TERM "$step" 2>/dev/null' TERM
+step=''
+trap '[[ -z $step ]] || kill -TERM "$step" 2>/dev/null' TERM
 check_nodes || exit 1
 start "${arguments[@]}" &
 step=$!

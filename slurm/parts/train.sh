@@ -27,12 +27,8 @@ echo "$before" > "$counts.step"; echo "$starts" > "$counts"
 give_up() { say "given up: $starts starts from step $before brought no checkpoint"; exit 1; }
 (( starts <= restarts + 1 )) || give_up
 
-# SLURM's warning (USR1) and its end (TERM) are both passed on: ranks save at one step and leave. bash runs a trap
-# between commands only, and a trapped signal ends `wait` early: hence the loop.
-asked=
-ask() { asked=$1; say "the batch script got $1"; kill -USR1 "$step" 2>/dev/null; }
-trap 'ask USR1' USR1; trap 'ask TERM' TERM
-step=; code=0
+# bash runs a trap between commands only, and a trapped signal ends `wait` early: hence the loop.
+code=0
 check_nodes || code=$?
 if [[ $code == 0 && -z $asked ]]; then
   start train "$recipe" --name "$name" --runs-dir "$runs" --resume ${slide:+--slide "$slide"} &
@@ -47,7 +43,8 @@ say "ended with $code at step $after of $steps${asked:+, asked to by $asked}"
 
 finished && exit 0
 [[ $code != 2 ]] || exit 2             # a mistake of the user: no restart mends it
-[[ $asked != TERM ]] || exit 143       # cancelled, or preempted: then SLURM itself requeues
+# TERM, which may reach the ranks a moment before this script: cancelled, or preempted, and then SLURM itself requeues.
+[[ $asked != TERM && $code != 143 ]] || exit 143
 if [[ $requeue == yes ]]; then
   (( after > before || starts <= restarts )) || give_up
   scontrol requeue "$task" && sleep 60 # which ends this script

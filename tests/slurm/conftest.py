@@ -68,7 +68,7 @@ class Desk:
         deadline = time.monotonic() + seconds
         while not condition(rows := self.rows(name)):
             assert time.monotonic() < deadline, (rows, self.log(name))
-            time.sleep(0.2)
+            time.sleep(0.5)
         return rows
 
     def wait_for_file(self, path: str, seconds: float = 60) -> str:

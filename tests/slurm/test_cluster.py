@@ -58,5 +58,6 @@ def test_nodes_follow_from_the_world(world: int, gpus: int) -> None:
         assert shape_of(world, gpus, "x") == Shape(world // gpus, gpus)
         assert shape_of(world, gpus, "x").world == world
     else:
-        with pytest.raises(UserError, match=f"{world} ranks = {world // gpus} nodes of {gpus} GPUs [+] {world % gpus} ranks"):
+        sum_ = f"{world} ranks = {world // gpus} nodes of {gpus} GPUs [+] {world % gpus} ranks"
+        with pytest.raises(UserError, match=sum_):
             shape_of(world, gpus, "x")

@@ -29,9 +29,8 @@ GPU = {"partition": "gpu", "gpus_per_node": 8}
 JOBS = {
     "one_run": (Job("quickstart", (training("quickstart"),), Shape(1, 2)), "example_h100"),
     "two_nodes_in_a_container": (Job("hybrid", (training("hybrid"),), Shape(2, 4)), "example_gh200"),
-    "array": (Job("cells", (training("lr_0.001-seed_0"), training("lr_0.002-seed_0")), Shape(1, 8), "grid"),
-              "example_h100"),
-    "slides": (Job("slides", (training("joint", "400", 400), training("joint", "800", 800)), Shape(1, 4), "", ("trunk",)),
+    "array": (Job("cells", (training("lr_1-seed_0"), training("lr_2-seed_0")), Shape(1, 8), "grid"), "example_h100"),
+    "slides": (Job("slides", (training("j", "400", 400), training("j", "800", 800)), Shape(1, 4), "", ("trunk",)),
                Cluster(**GPU, python="/opt/upmix/bin/python")),
     "torchrun": (Job("wide", (training("wide"),), Shape(2, 8)),
                  Cluster(**GPU, launcher="torchrun", cpus_per_gpu=8, setup=("ulimit -l unlimited",))),
@@ -77,11 +76,16 @@ def bash(folder: Path, job: Job, *, environment: dict[str, str], **fields) -> su
         (Path(places.job) / "recipes" / f"{each.run}.yaml").write_text(each.recipe)
     script = folder / "job.sh"
     script.write_text(render(job, Cluster(**GPU, python=str(TRAINER), **fields), places))
-    return subprocess.run(
-        ["bash", "--noprofile", script], capture_output=True, text=True, timeout=30, errors="surrogateescape",
-        env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "1",
-                          "SLURM_JOB_NODELIST": "node1", "STEP_SECONDS": "0", "CALLS": str(folder / "calls")} | environment,
-    )
+    return again(folder, environment)
+
+
+def again(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    """Run the script that `bash` wrote once more."""
+    of_slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "node1"}
+    of_trainer = {"STEP_SECONDS": "0", "CALLS": str(folder / "calls")}
+    path = {"PATH": f"{folder / 'programs'}:{os.environ['PATH']}"}
+    return subprocess.run(["bash", "--noprofile", folder / "job.sh"], capture_output=True, text=True, timeout=30,
+                          errors="surrogateescape", env=os.environ | path | of_slurm | of_trainer | environment)
 
 
 def calls(folder: Path) -> list[list[str]]:
@@ -94,9 +98,8 @@ def test_a_run_that_is_finished_is_not_started_again(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "runs/run/DONE").exists()
     assert len(calls(tmp_path)) == 1
-    again = subprocess.run(["bash", "--noprofile", tmp_path / "job.sh"], capture_output=True, text=True,
-                           env=os.environ | {"SLURM_JOB_ID": "8"})
-    assert again.returncode == 0 and "finished already" in again.stdout
+    second = again(tmp_path, {})
+    assert second.returncode == 0 and "finished already" in second.stdout
     assert len(calls(tmp_path)) == 1
 
 
@@ -116,13 +119,8 @@ def test_the_last_task_of_an_array_is_requeued_by_its_index(tmp_path: Path) -> N
 def test_starts_without_a_checkpoint_end_after_the_limit(tmp_path: Path) -> None:
     job = Job("run", (training("run"),), Shape(1, 1))
     outcomes = [bash(tmp_path, job, environment={"FAILS": "1"}, restarts_without_progress=1)]
-    for _ in range(2):
-        outcomes.append(subprocess.run(
-            ["bash", "--noprofile", tmp_path / "job.sh"], capture_output=True, text=True,
-            env=os.environ | {"PATH": f"{tmp_path / 'programs'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "FAILS": "1",
-                              "CALLS": str(tmp_path / "calls")}))
-        if len(outcomes) == 2:
-            assert "given up: 2 starts from step 0" in outcomes[-1].stdout
+    outcomes += [again(tmp_path, {"FAILS": "1"}) for _ in range(2)]
+    assert "given up: 2 starts from step 0" in outcomes[1].stdout
     assert ["scontrol requeue" in each.stdout for each in outcomes] == [True, False, False]
     assert len(calls(tmp_path)) == 2
 
@@ -134,9 +132,13 @@ def test_links_of_a_chain_end_well_only_before_the_last_one(tmp_path: Path) -> N
     assert done.returncode == 1 and "scontrol" not in done.stdout
 
 
-names = st.text(st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="/"), min_size=1, max_size=40).filter(
+def texts(unwanted: str, **kinds: tuple[str, ...]) -> st.SearchStrategy[str]:
+    return st.text(st.characters(blacklist_characters=unwanted, **kinds), min_size=1, max_size=40)
+
+
+names = texts("/", blacklist_categories=("Cs", "Cc")).filter(
     lambda name: name.isprintable() and not name.startswith(".") and len(name.encode()) < 150)
-paths = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="/\0\\:"), min_size=1, max_size=40).filter(
+paths = texts("/\0\\:", blacklist_categories=("Cs",)).filter(
     lambda name: name.strip(".") and len(name.encode()) < 150)
 
 
@@ -153,8 +155,8 @@ def test_hostile_names_reach_the_job_unchanged_and_execute_nothing(name: str, fo
         done = bash(place, Job(name, (training(name, num_steps=2),), Shape(1, 1)), environment={})
         assert done.returncode == 0, done.stdout + done.stderr
         runs, job = place / "runs", place / "runs/submission/job"
-        assert calls(place) == [["-m", "framework.cli", "train", f"{job}/recipes/{name}.yaml", "--name", name, "--runs-dir",
-                                 str(runs), "--resume"]]
+        place_of_run = ["--name", name, "--runs-dir", str(runs), "--resume"]
+        assert calls(place) == [["-m", "framework.cli", "train", f"{job}/recipes/{name}.yaml", *place_of_run]]
         assert (runs / name / "DONE").exists()
         assert not list(Path(temporary).rglob("PWNED"))
 

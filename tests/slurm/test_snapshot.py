@@ -50,8 +50,8 @@ def test_it_holds_what_is_there_and_touches_nothing(checkout: Path, tmp_path: Pa
     Host().unpack(str(tmp_path / "copy"), pack(taken, checkout))
     assert state(checkout) == before, "nothing of the user's tree, index or objects may change"
     found = {name: content for name, content in state(tmp_path / "copy").items() if not name.startswith(".snapshot")}
-    assert found == {name: before[name] for name in (".gitignore", "edited.py", "kept.py", "link.py", "run.sh", "staged.py",
-                                                     "un tracked é.py")}
+    names = (".gitignore", "edited.py", "kept.py", "link.py", "run.sh", "staged.py", "un tracked é.py")
+    assert found == {name: before[name] for name in names}
     assert (tmp_path / "copy/link.py").is_symlink()
     assert (tmp_path / "copy/run.sh").stat().st_mode & 0o111
     assert {path.name for path in (tmp_path / "copy/.snapshot").iterdir()} == {"commit", "diff"}

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Stands in for the Python of a job: trains nothing, but counts steps, saves and stops as `upmix train` does.
 
-Rank 0 writes; a step takes $STEP_SECONDS. Every call leaves its arguments in $CALLS, one JSON list a line.
+Rank 0 writes, `started_N` in the run folder first, N the restarts before it. A step takes $STEP_SECONDS. Every call
+leaves its arguments in $CALLS, one JSON list a line.
 $FAILS: exit code of every start, at once.
 """
 
@@ -35,6 +36,9 @@ if slide != "none":
 steps = int(slide) if slide != "none" else int(re.search(r"\n  steps: (\d+)", Path(arguments[3]).read_text())[1])
 checkpoints = folder / "checkpoints"
 step = max((int(path.name[5:]) for path in checkpoints.glob("step_*")), default=0)
+if leads:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"started_{os.environ.get('SLURM_RESTART_COUNT', 0)}").touch()
 while step < steps and not asked:
     time.sleep(float(os.environ.get("STEP_SECONDS", "0.02")))
     step += 1

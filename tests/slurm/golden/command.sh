@@ -42,7 +42,8 @@ check_nodes() {
     bash -c 'eval "$1" || { echo "upmix: the health check failed on $SLURMD_NODENAME"; exit 1; }' _ "$health_check"
 }
 
-trap 'kill -TERM "$step" 2>/dev/null' TERM
+step=''
+trap '[[ -z $step ]] || kill -TERM "$step" 2>/dev/null' TERM
 check_nodes || exit 1
 start "${arguments[@]}" &
 step=$!
