@@ -58,8 +58,8 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 LaunchParameters=enable_nss_slurm
 NodeName={prefix}[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port={slurmd_ports} CPUs={cpus} RealMemory=1048576 Gres=gpu:h100:{gpus} State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 DefMemPerCPU=1024 PriorityTier=10 PreemptMode=OFF State=UP
-PartitionName=low Nodes=ALL MaxTime=INFINITE DefaultTime=60 DefMemPerCPU=1024 PriorityTier=1 PreemptMode=REQUEUE GraceTime=1 State=UP
+PartitionName=main Nodes={prefix}[1-{nodes}] Default=YES MaxTime=INFINITE DefaultTime=60 DefMemPerCPU=1024 PriorityTier=10 PreemptMode=OFF State=UP
+PartitionName=low Nodes={prefix}[1-{nodes}] MaxTime=INFINITE DefaultTime=60 DefMemPerCPU=1024 PriorityTier=1 PreemptMode=REQUEUE GraceTime=1 State=UP
 {extra}
 """  # noqa: E501
 

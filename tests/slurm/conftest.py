@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,13 @@ import yaml
 
 from tests.helpers.slurm_cluster import SlurmCluster, missing
 
+# The nodes of the example clusters, which are never powered up: sbatch --test-only wants no more.
+EXAMPLES = f"""
+NodeName=h[1-64] NodeHostname={socket.gethostname()} Port=20001-20064 CPUs=96 RealMemory=1048576 Gres=gpu:h100:8 State=CLOUD
+NodeName=g[1-128] NodeHostname={socket.gethostname()} Port=20101-20228 CPUs=288 RealMemory=1048576 Gres=gpu:gh200:4 State=CLOUD
+PartitionName=gpu Nodes=h[1-64] MaxTime=INFINITE State=UP
+PartitionName=gh200 Nodes=g[1-128] MaxTime=INFINITE State=UP
+"""  # noqa: E501
 TRAINER = Path(__file__).with_name("trainer.py")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +33,7 @@ def slurm() -> Iterator[SlurmCluster]:
     if (reason := missing()) is not None:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="upmix-slurm-"))
-    cluster = SlurmCluster(folder / "c", nodes=2, gpus=2)
+    cluster = SlurmCluster(folder / "c", nodes=2, gpus=2, extra=EXAMPLES)
     yield cluster
     cluster.stop()
     shutil.rmtree(folder)

@@ -82,13 +82,13 @@ if [[ $code == 0 && -z $asked ]]; then
     kill -0 "$step" 2>/dev/null || break
   done
 fi
+[[ $code -lt 128 || -n $asked ]] || sleep 2 # what ended the ranks may reach this script a moment later
 after=$(newest)
 say "ended with $code at step $after of $steps${asked:+, asked to by $asked}"
 
 finished && exit 0
 [[ $code != 2 ]] || exit 2             # a mistake of the user: no restart mends it
-# TERM, which may reach the ranks a moment before this script: cancelled, or preempted, and then SLURM itself requeues.
-[[ $asked != TERM && $code != 143 ]] || exit 143
+[[ $asked != TERM ]] || exit 143       # cancelled, or preempted: then SLURM itself requeues
 if [[ $requeue == yes ]]; then
   (( after > before || starts <= restarts )) || give_up
   scontrol requeue "$task" && sleep 60 # which ends this script
