@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 INSTALLED := $(VENV)/.installed-$(TORCH)
 
-.PHONY: demo test test-all install lint clean kernels-triton3.6
+.PHONY: demo test test-all test-slurm install lint clean kernels-triton3.6
 
 demo: install
 	$(VENV)/bin/upmix train quickstart --name quickstart --resume
@@ -18,6 +18,11 @@ test: install
 test-all: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -m "full or not full"
+
+# On a SLURM of the tests' own, which is installed first where root and apt allow. Elsewhere they say why they are skipped.
+test-slurm: install
+	sh tests/slurm/install.sh
+	$(VENV)/bin/python -m pytest -rs -m slurm tests/slurm
 
 install: $(INSTALLED)
 

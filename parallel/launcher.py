@@ -40,14 +40,18 @@ def launch(command: Sequence[str], num_ranks: int) -> int:
 
     Rank 0 writes to this process's own output; another rank's is shown if that rank fails first. So is the traceback
     of rank 0, which is often but the echo of another's end. SIGINT, SIGTERM and SIGUSR1 are passed on to every rank; a
-    second SIGINT kills them. Must be called from the main thread.
+    second SIGINT kills them. A rank finds them held back until it lets them through (`signal.pthread_sigmask`), so that
+    none comes before its handler. Before all ranks are started one ends those that are, and is told in a line.
+    Must be called from the main thread.
     """
     ranks: list[_Rank] = []
     failures, report = os.pipe()
-    with _listening_socket() as listener, _forward_signals(ranks), os.fdopen(failures, "rb") as reported:
+    with _listening_socket() as listener, _forward_signals(ranks) as forwarded, os.fdopen(failures, "rb") as reported:
         try:
             for rank in range(num_ranks):
                 ranks.append(_start(command, rank, num_ranks, listener, report))
+                if forwarded:  # it may have come too early for the last of them
+                    return _stopped_early(forwarded[0])
             _wait(ranks)
             codes = [rank.process.poll() for rank in ranks]
             _leave(ranks)
@@ -87,9 +91,14 @@ def _start(command: Sequence[str], rank: int, num_ranks: int, listener: socket.s
         stderr=None if rank == 0 else output,
         pass_fds=[report, listener.fileno(), output.fileno()] if rank == 0 else [report],
         process_group=0,  # the terminal's Ctrl-C reaches this process alone, which passes it on once
-        preexec_fn=lambda: die_with(parent),
+        preexec_fn=lambda: (signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED), die_with(parent)),
     )
     return _Rank(process, output)
+
+
+def _stopped_early(number: int) -> int:
+    print(f"stopped by {signal.Signals(number).name} before all ranks were started", file=sys.stderr)
+    return 128 + number
 
 
 def die_with(parent: int) -> None:
@@ -100,19 +109,19 @@ def die_with(parent: int) -> None:
 
 
 @contextlib.contextmanager
-def _forward_signals(ranks: list[_Rank]) -> Iterator[None]:
-    interrupts = 0
+def _forward_signals(ranks: list[_Rank]) -> Iterator[list[int]]:
+    """Pass signals on to the ranks that are there; gives a list that they are noted in."""
+    forwarded: list[int] = []
 
     def forward(number: int, frame: object) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
+        forwarded.append(number)
         for rank in ranks:
             if rank.process.poll() is None:
-                rank.process.send_signal(signal.SIGKILL if interrupts > 1 else number)
+                rank.process.send_signal(signal.SIGKILL if forwarded.count(signal.SIGINT) > 1 else number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        yield
+        yield forwarded
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

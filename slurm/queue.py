@@ -55,8 +55,13 @@ def queued(host: Host) -> dict[str, JobState]:
     widths = ",".join(f"{column}:{width}" for column, width in COLUMNS.items())
     answer = host.run(["squeue", "--noheader", "--array", "--states=all", "--me", f"--Format={widths}"])
     if answer.code:
-        raise NoController(answer.error or f"squeue ended with {answer.code}")
+        raise NoController(first_line(answer.error) or f"squeue ended with {answer.code}")
     return dict(_row(line) for line in answer.output.splitlines() if line.strip())
+
+
+def first_line(text: str) -> str:
+    """Of what a program said."""
+    return text.partition("\n")[0]
 
 
 def _row(line: str) -> tuple[str, JobState]:

@@ -30,6 +30,6 @@ def shape_of(world: int, gpus_per_node: int, what: str) -> Shape:
     nodes, rest = divmod(world, gpus_per_node)
     if rest:
         lower = nodes * gpus_per_node
-        raise UserError(f"{what}: {world} ranks = {nodes} nodes of {gpus_per_node} GPUs + {rest} ranks; allowed: up to "
+        raise UserError(f"{what}: {world} ranks = {nodes} x {gpus_per_node} GPUs + {rest} ranks; allowed: up to "
                         f"{gpus_per_node} ranks, or a multiple of it (nearest: {lower} and {lower + gpus_per_node})")
     return Shape(nodes, gpus_per_node)

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import tarfile
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +66,10 @@ def pack(snapshot: Snapshot, checkout: Path = CHECKOUT) -> bytes:
 def _listed(checkout: Path) -> list[str]:
     if (checkout / ".git").exists():
         command = ["git", "-C", str(checkout), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-        done = subprocess.run(command, capture_output=True, env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"})
-        if done.returncode == 0:
-            return [name for name in os.fsdecode(done.stdout).split("\0") if name]
+        with suppress(OSError):  # no git here
+            done = subprocess.run(command, capture_output=True, env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"})
+            if done.returncode == 0:
+                return [name for name in os.fsdecode(done.stdout).split("\0") if name]
     found = []
     for folder, inner, names in os.walk(checkout):
         inner[:] = [name for name in inner if name not in LEFT_OUT and not name.endswith(".egg-info")]

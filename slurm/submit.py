@@ -15,7 +15,7 @@ from framework.errors import UserError
 from slurm.cluster import Cluster
 from slurm.host import Host
 from slurm.jobs import Job, Submission
-from slurm.queue import NoController, states
+from slurm.queue import NoController, first_line, states
 from slurm.record import Record, RecordedJob, RecordedRun, read_records, write_record
 from slurm.script import Places, job_name, render
 from slurm.snapshot import pack, take_snapshot
@@ -53,7 +53,7 @@ def test_only(host: Host, texts: Sequence[str]) -> list[str]:
     """What `sbatch --test-only` says of each script: when and where it would start. Raises NoController, and UserError
     for a script that the controller would refuse."""
     if (answer := host.run(["sinfo", "--noheader"])).code:
-        raise NoController(answer.error)
+        raise NoController(first_line(answer.error))
     found = []
     for text in texts:
         answer = host.run(["sbatch", "--test-only"], given=text.encode())
@@ -119,7 +119,9 @@ def _write(host: Host, submission: Submission, cluster: Cluster, places: Places)
         files["requirements.txt"] = "".join(f"{line}\n" for line in _requirements())
     host.write(places.job, files)
     # Starts are counted anew: a new submission is a new try.
-    host.run(["sh", "-c", 'rm -rf -- "$1/starts" && mkdir -p -- "$1/starts" "$1/log"', "_", places.job])
+    answer = host.run(["sh", "-c", 'rm -rf -- "$1/starts" && mkdir -p -- "$1/starts" "$1/log"', "_", places.job])
+    if answer.code:
+        raise UserError(f"{places.job}: cannot be written: {answer.error}; allowed: a runs folder that may be written")
 
 
 def _requirements() -> list[str]:
@@ -129,7 +131,6 @@ def _requirements() -> list[str]:
 
 def _submit_all(submission: Submission, cluster: Cluster, host: Host, places: Places, record: Record) -> Record:
     last: dict[str, str] = {}
-    write_record(host, record)
     for job in submission.jobs:
         ids: list[str] = []
         for link in range(1, (cluster.links if job.trainings else 1) + 1):

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 VERBS = ("recipes", "show", "train", "eval", "generate", "report", "bench", "check", "coordcheck", "lrtransfer", "tune",
-         "upcycle", "laws", "checkpoint", "tokenizer", "data", "status", "cancel", "logs")
+         "upcycle", "laws", "sweep", "checkpoint", "tokenizer", "data", "submit", "status", "cancel",
+         "logs")
 
 # Typer carries its own click in new releases and uses the public one in old ones; this class is right in both.
 ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -33,7 +34,8 @@ def main() -> None:
     """Run the command line; exit 0 when good, 2 with one line on standard error for a user's mistake.
 
     A mistake is a UserError, a command line that cannot be read, a launcher's wrong variables, or a file or folder
-    that the system refuses. SIGINT and SIGTERM unwind, so that nothing stays half-written, and exit with 128 + signal.
+    that the system refuses. SIGINT, SIGTERM and SIGUSR1 unwind, so that nothing stays half-written, and exit with
+    128 + signal.
     """
     from framework.cli.stopping import Stopped, unwinding
     from framework.errors import UserError

@@ -2,31 +2,45 @@
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 
+from framework.training.signals import STOP_SIGNALS, Stopped
 
-class Stopped(BaseException):
-    """SIGINT or SIGTERM came. Not KeyboardInterrupt, which Typer turns into a silent exit."""
-
-    def __init__(self, number: int):
-        self.signal = signal.Signals(number)
+__all__ = ["Stopped", "telling", "unwinding"]
 
 
 @contextlib.contextmanager
 def unwinding() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM raise Stopped, once: a second SIGINT kills, further SIGTERMs do nothing.
+    """Within the block SIGINT, SIGTERM and SIGUSR1 raise Stopped, once: a second SIGINT kills, the others do nothing.
 
-    Must be called from the main thread. Training and the launcher put handlers of their own over these.
+    A signal that was held back until now (`parallel.launch` does so while it starts ranks) is let through. Must be
+    called from the main thread. Training and the launcher put handlers of their own over these.
     """
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _stop) for number in STOP_SIGNALS}
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def telling(when: str, speaks: bool = True) -> Iterator[None]:
+    """A Stopped that the block raises ends the process with 128 + signal, in a line that tells when it came.
+
+    speaks: whether this process is the one of several that writes the line.
+    """
+    try:
+        yield
+    except Stopped as stop:
+        if speaks:
+            print(f"upmix: {stop.tell(when)}", file=sys.stderr)
+        sys.exit(128 + stop.signal)
+
+
 def _stop(number: int, frame: object) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_DFL if each == signal.SIGINT else signal.SIG_IGN)
     raise Stopped(number)

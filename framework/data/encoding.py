@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -85,6 +86,7 @@ def encoded(units: Iterable[Unit], encoder: Encoder, num_workers: int) -> Iterat
 
 def _start_worker(encoder: Encoder) -> None:
     global _encode
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM's warning may reach every process; this one's parent obeys
     _encode = encoder.load()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

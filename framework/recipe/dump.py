@@ -8,10 +8,13 @@ import yaml
 
 from framework.recipe.schema import Recipe
 
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""LibYAML's where PyYAML has it: the same bytes for ASCII four times as fast, and U+0085 survives only there."""
+
 
 def dump(recipe: Recipe) -> str:
     """Every field with its value, in the schema's order; derived fields that nobody stated are null."""
-    return yaml.safe_dump(_plain(recipe.model_dump()), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(_plain(recipe.model_dump()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _plain(value: Any) -> Any:

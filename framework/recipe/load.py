@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from framework.recipe.architecture import Architecture, architecture, variants
@@ -38,18 +39,39 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Loaded:
     `extends` names one recipe or several; a later one, then the file itself, then the overrides take precedence.
     Raises RecipeError: one line with the place, the key, what was given and what is allowed.
     """
+    return read_variants(name_or_path).load(overrides)
+
+
+@dataclass(frozen=True)
+class Variants:
+    """A recipe read once, to be loaded many times with other overrides.
+
+    place: its file, as messages show it. tree: of the file and all that it extends. level: that of the overrides.
+    """
+
+    place: str
+    tree: Entry
+    level: int
+
+    def load(self, overrides: Sequence[str] = ()) -> Loaded:
+        """Override, validate and check. Raises RecipeError as `load_recipe`."""
+        tree = override(self.tree, overrides, self.level)
+        stated = dict(walk(tree))
+        origins = {key: entry.origin for key, entry in stated.items()}
+        try:
+            return _resolve(tree, stated, origins)
+        except RecipeError as error:
+            raise error.located(origins, Origin(self.place)) from None
+
+
+def read_variants(name_or_path: str) -> Variants:
+    """Find and read a recipe and all that it extends. Raises RecipeError."""
     path = find(str(name_or_path))
     layers = _read_layers(path, chain=())
     tree = layers[0]
     for level, layer in enumerate(layers[1:], start=1):
         tree = merge(tree, _at_level(layer, level))
-    tree = override(tree, overrides, level=len(layers))
-    stated = dict(walk(tree))
-    origins = {key: entry.origin for key, entry in stated.items()}
-    try:
-        return _resolve(tree, stated, origins)
-    except RecipeError as error:
-        raise error.located(origins, Origin(display(path))) from None
+    return Variants(display(path), tree, level=len(layers))
 
 
 def read_description(name: str) -> str:
@@ -70,7 +92,7 @@ def _resolve(tree: Entry, stated: dict[str, Entry], origins: dict[str, Origin]) 
     recipe = recipe.model_copy(update={"model": model})
     variants(model)
     structure = architecture(model)
-    found = {key: DEFAULT for key in schema_keys(Recipe)} | origins
+    found = _defaults() | origins
     if is_auto:
         rate, how = law_rate(structure, recipe.parametrization)
         recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": rate})})
@@ -79,6 +101,12 @@ def _resolve(tree: Entry, stated: dict[str, Entry], origins: dict[str, Origin]) 
     for key, by in (replaced | replaced_sizes).items():
         found[key] = Origin(f"{'replaced by' if key in origins else 'kept from'} {by}, {origins[by]}")
     return Loaded(recipe, found, structure)
+
+
+@cache
+def _defaults() -> dict[str, Origin]:
+    """Every field as one that nobody stated."""
+    return {key: DEFAULT for key in schema_keys(Recipe)}
 
 
 def _read_layers(path: Path, chain: tuple[Path, ...]) -> list[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from framework.recipe.errors import COMMAND_LINE, RecipeError, shorten
@@ -47,6 +48,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@lru_cache(maxsize=4096)  # the variants of a recipe share most of them
 def _parse_assignment(assignment: str, level: int) -> Entry:
     key, equals, text = assignment.partition("=")
     path = key.strip().split(".")

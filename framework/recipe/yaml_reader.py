@@ -27,7 +27,7 @@ _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 @dataclass(frozen=True)
 class Entry:
-    """A value of a recipe: a scalar, a tuple of plain values, or a mapping of further entries.
+    """A value of a recipe: a scalar, a tuple of plain values (of entries where so read), or a mapping of entries.
 
     level: how late it was stated; 0 is the deepest base, the command line is last.
     """
@@ -55,8 +55,11 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def read_yaml(text: str, place: str, level: int, numbered: bool = True) -> Entry:
-    """Read one document into entries; `place` and, if numbered, the line become their origins. Raises RecipeError."""
+def read_yaml(text: str, place: str, level: int, numbered: bool = True, items: bool = False) -> Entry:
+    """Read one document into entries; `place` and, if numbered, the line become their origins. Raises RecipeError.
+
+    items: whether those of lists are entries too; `plain` takes them as well.
+    """
     origin = partial(Origin, place) if numbered else lambda line: Origin(place)
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -68,7 +71,7 @@ def read_yaml(text: str, place: str, level: int, numbered: bool = True) -> Entry
     except (yaml.YAMLError, RecursionError) as error:
         problem = " ".join(str(error).split()[:12]) if isinstance(error, yaml.YAMLError) else "nested too deep"
         raise NotYAML((), f"not YAML: {problem}; allowed: nested 'key: value' lines", Origin(place)) from None
-    return Entry(None, Origin(place), level) if node is None else _entry(node, origin, level, MAX_DEPTH)
+    return Entry(None, Origin(place), level) if node is None else _entry(node, origin, level, MAX_DEPTH, items)
 
 
 def _syntax_error(text: str, error: yaml.MarkedYAMLError, origin: partial) -> NotYAML:
@@ -80,7 +83,7 @@ def _syntax_error(text: str, error: yaml.MarkedYAMLError, origin: partial) -> No
     return NotYAML((), f"not YAML: {error.problem or error.context}; allowed: {hint}", origin(line + 1))
 
 
-def _entry(node: yaml.Node, origin: partial, level: int, depth: int) -> Entry:
+def _entry(node: yaml.Node, origin: partial, level: int, depth: int, items: bool) -> Entry:
     line = node.start_mark.line + 1
     if depth == 0:
         raise RecipeError((), f"nested more than {MAX_DEPTH} deep; allowed: sections of the schema", origin(line))
@@ -88,17 +91,18 @@ def _entry(node: yaml.Node, origin: partial, level: int, depth: int) -> Entry:
         return Entry(_scalar(node, origin(line)), origin(line), level)
     if isinstance(node, yaml.SequenceNode):
         _refuse_tag(node, "tag:yaml.org,2002:seq", origin(line))
-        return Entry(tuple(plain(_entry(each, origin, level, depth - 1)) for each in node.value), origin(line), level)
+        entries = [_entry(each, origin, level, depth - 1, items) for each in node.value]
+        return Entry(tuple(entries if items else map(plain, entries)), origin(line), level)
     _refuse_tag(node, "tag:yaml.org,2002:map", origin(line))
-    entries: dict[Any, Entry] = {}
+    named: dict[Any, Entry] = {}
     for key_node, value_node in node.value:
         key = _key(key_node, origin)
-        if key in entries:
-            first = f", first at line {entries[key].origin.line}" if entries[key].origin.line else ""
+        if key in named:
+            first = f", first at line {named[key].origin.line}" if named[key].origin.line else ""
             raise RecipeError(str(key), f"given twice{first}; allowed: once", origin(key_node.start_mark.line + 1))
-        inner = _entry(value_node, origin, level, depth - 1)
-        entries[key] = Entry(inner.value, origin(key_node.start_mark.line + 1), level)
-    return Entry(entries, origin(line), level)
+        inner = _entry(value_node, origin, level, depth - 1, items)
+        named[key] = Entry(inner.value, origin(key_node.start_mark.line + 1), level)
+    return Entry(named, origin(line), level)
 
 
 def _key(node: yaml.Node, origin: partial) -> str | int:
@@ -140,4 +144,6 @@ def plain(entry: Entry) -> Any:
     """The entry's value without origins."""
     if isinstance(entry.value, dict):
         return {key: plain(inner) for key, inner in entry.value.items()}
+    if isinstance(entry.value, tuple):
+        return tuple(plain(item) if isinstance(item, Entry) else item for item in entry.value)
     return entry.value

@@ -12,6 +12,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "list_slides": "slides",
     "load_run": "load",
+    "meet": "start",
     "parts_of": "parts",
     "slide_recipe": "slides",
     "train": "start",

@@ -17,7 +17,7 @@ from framework.training.data_state import FILE_NAME as DATA_FACTS
 from framework.training.lock import lock_folder
 from framework.training.metrics import FILE_NAME as METRICS
 from framework.training.metrics import cut_rows_after
-from framework.training.run_folder import write_recipe
+from framework.training.run_folder import SUBMITTED, is_begun, write_recipe
 
 if TYPE_CHECKING:
     from framework.recipe import Loaded
@@ -40,7 +40,7 @@ def require_branch(trunk: Path, slide: Slide) -> None:
 
 
 def branch_off(trunk: Path, slide: Slide, loaded: Loaded, path: Path) -> None:
-    """Make a slide's run folder as if it had been killed after its branch step; does nothing where it is there.
+    """Make a slide's run folder as if it had been killed after its branch step; does nothing where it is begun.
 
     loaded: the slide's recipe. The checkpoint's files are hard links to the trunk's where the file system has them,
     else copies. Rows, curves, data's facts and tokenizer are copied; the rows end with the branch step. Made in the
@@ -48,11 +48,11 @@ def branch_off(trunk: Path, slide: Slide, loaded: Loaded, path: Path) -> None:
     another process makes the same folder.
     """
     workroom = trunk / f".{slide.name}"
-    if not path.exists():
+    if not is_begun(path):
         require_branch(trunk, slide)
         workroom.mkdir(exist_ok=True)
         with closing(lock_folder(workroom)):
-            if not path.exists():  # else another process was a moment faster
+            if not is_begun(path):  # else another process was a moment faster
                 _make(workroom / "run", trunk, slide.branch_step, loaded, path)
                 logger.info("%s branches off after step %d", path.name, slide.branch_step)
     shutil.rmtree(workroom, ignore_errors=True)
@@ -62,6 +62,9 @@ def _make(made: Path, trunk: Path, step: int, loaded: Loaded, path: Path) -> Non
     shutil.rmtree(made, ignore_errors=True)
     with atomic_folder(made) as partial:
         _fill(partial, trunk, step, loaded)
+    if path.exists():  # with what was submitted alone; killed in between, the slide would be trained from its step 1
+        (path / SUBMITTED).rename(made / SUBMITTED)
+        shutil.rmtree(path)
     made.rename(path)
     force_to_disk(path.parent)
 

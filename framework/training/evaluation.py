@@ -46,25 +46,30 @@ def document_context(
 def evaluate(
     model: nn.Module, validation: ValidationData, batch_size: int, isolate_documents: bool, device: torch.device,
     index: int = 0, count: int = 1, sum_over_ranks: Callable[[Tensor], Tensor] = lambda nats: nats,
-    after_batch: Callable[[], None] = lambda: None, nats_of: Callable[[Tensor, Context, Tensor], Tensor] | None = None,
-) -> Evaluation:
+    goes_on: Callable[[], bool] = lambda: True, nats_of: Callable[[Tensor, Context, Tensor], Tensor] | None = None,
+) -> Evaluation | None:
     """Predict every token of the stream once; rank `index` of `count` takes every count-th batch of windows.
 
     Every rank makes the same number of forwards, the last ones without targets, since sharded models need all ranks in
     each. Leaves the model in evaluation mode. nats_of: what is called in the model's place, with the same arguments.
+    goes_on: asked after every forward; where it says no, to all ranks after the same one, the result is None.
     """
     model.eval()
     nats_of = nats_of or model
-    nats = torch.zeros((), dtype=torch.float64, device=device)
+    nats, complete = torch.zeros((), dtype=torch.float64, device=device), True
     for turn in range(num_batches(validation, batch_size, count)):
         windows = (turn * count + index) * batch_size, batch_size
         tokens_BS, targets_BS = (torch.from_numpy(array).to(device) for array in validation.batch(*windows))
         context = document_context(validation, windows, isolate_documents, device)
         nats += nats_of(tokens_BS, context, targets_BS)
-        after_batch()
+        if not goes_on():
+            complete = False
+            break
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+    if not complete:
+        return None
     total = sum_over_ranks(nats).item()
     bits_per_byte = total / math.log(2) / validation.num_bytes if validation.num_bytes else None
     return Evaluation(total / validation.num_tokens, bits_per_byte)

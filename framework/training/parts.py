@@ -10,7 +10,7 @@ from framework.errors import UserError
 from framework.files import is_plain_name
 from framework.recipe.errors import COMMAND_LINE
 from framework.recipe.yaml_reader import read_yaml
-from framework.training.run_folder import Admission, admit
+from framework.training.run_folder import Admission, admit, is_begun
 from framework.training.slides import Slide, list_slides, slide_recipe
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def admit_parts(parts: tuple[Part, ...], resume: bool) -> Admission:
     """
     admissions = {admit(part.path, part.loaded, resume) for part in parts}
     first = parts[0]
-    if first.trunk is not None and not first.path.exists():
+    if first.trunk is not None and not is_begun(first.path):
         from framework.training.branch import require_branch
 
         admit(first.trunk.path, first.trunk.loaded, resume=True)

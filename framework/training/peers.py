@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from framework.errors import UserError
+from framework.training.signals import Stopped
 
 Result = TypeVar("Result")
 # Others wait here while rank 0 prepares a corpus. A rank that dies ends the wait at once; the watchdog ends a hang.
@@ -34,14 +35,18 @@ class Peers:
         return self.rank == 0
 
     def lead(self, function: Callable[[], Result]) -> Result:
-        """Run a function on rank 0 alone and return its result everywhere; a UserError of it is raised everywhere."""
+        """Run a function on rank 0 alone and return its result everywhere; a UserError or Stopped of it is raised
+        everywhere.
+        """
         result = error = None
         if self.leads:
             try:
                 result = function()
-            except UserError as mistake:
-                error = mistake
+            except (UserError, Stopped) as raised:
+                error = raised
         result, error = self.broadcast((result, error))
+        if isinstance(error, Stopped):
+            raise Stopped(error.signal)
         if error is not None:
             raise UserError(str(error))
         return result

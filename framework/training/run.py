@@ -12,11 +12,12 @@ from rich.console import Console
 from framework.files import write_atomically
 from framework.recipe import sizes
 from framework.training import callbacks as watchers
+from framework.training.agreement import leave_if_asked
 from framework.training.budget import make_budget
 from framework.training.checkpoint import Checkpointer
 from framework.training.groups import Groups
 from framework.training.loop import Loop
-from framework.training.metrics import cut_rows_after
+from framework.training.metrics import cut_rows_after, has_row
 from framework.training.setup import build_model, build_optimizer
 from framework.training.slides import list_slides
 from framework.training.trainer import Progress, Trainer
@@ -24,20 +25,25 @@ from framework.training.trainer import Progress, Trainer
 if TYPE_CHECKING:
     from framework.data import DataSet
     from framework.recipe import Loaded
+    from framework.training.signals import StopRequest
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
-    """Everything that a run is made of, on one rank."""
+    """Everything that a run is made of, on one rank. Stopped is raised on all ranks where one was asked to stop before
+    the first step: `request` is this rank's.
+    """
 
     def __init__(
         self, loaded: Loaded, path: Path, groups: Groups, console: Console, device: torch.device, data: DataSet,
+        request: StopRequest,
     ) -> None:
         self.loaded, self.recipe, self.path, self.console = loaded, loaded.recipe, path, console
-        self.peers, mesh = groups.peers, groups.mesh
+        self.peers, self.request, mesh = groups.peers, request, groups.mesh
         self.budget = make_budget(self.recipe.data, self.recipe.training)
         model = build_model(loaded, mesh, device)
+        leave_if_asked(self.peers, request)
         optimizer = build_optimizer(loaded, model)
         self.trainer = Trainer(self.recipe, self.budget, mesh, model, optimizer, data)
         self.branch_steps = frozenset(slide.branch_step for slide in list_slides(loaded, path.name))
@@ -47,17 +53,19 @@ class Run:
 
     def train(self) -> int:
         """Go on from the newest good checkpoint to the last step. Returns 0, or the signal that ended it before."""
+        leave_if_asked(self.peers, self.request)
         first_step = self._restore() + 1
-        if self.peers.leads:
-            cut_rows_after(self.path, first_step - 1)
+        leave_if_asked(self.peers, self.request)
+        self._cut_rows(first_step - 1)
         facts = sizes(self.loaded.architecture, self.recipe.data.seq_len)
         logger.info("%s: %s parameters, %s active; from step %d to %d on %d ranks", self.path.name,
                     f"{facts['params_total']:,}", f"{facts['params_active']:,}", first_step, self.budget.num_steps,
                     self.peers.count)
         callbacks = self._callbacks(first_step)
         try:
-            loop = Loop(self.trainer, self.checkpointer, callbacks, facts["flops_per_token"], self.branch_steps)
-            return loop.run(first_step)
+            loop = Loop(self.trainer, self.checkpointer, callbacks, self.peers, facts["flops_per_token"],
+                        self.branch_steps)
+            return loop.run(first_step, self.request)
         finally:
             for callback in callbacks:
                 callback.close()
@@ -81,6 +89,17 @@ class Run:
         trainer.engine.load(tensors)
         trainer.progress = Progress(**manifest.progress)
         return manifest.step
+
+    def _cut_rows(self, step: int) -> None:
+        """Drop the rows past the restored step. An evaluation that has its row is not owed any more: a later run of
+        this one made it, or the trunk that this slide's rows are from.
+        """
+        def cut() -> bool:
+            cut_rows_after(self.path, step)
+            return has_row(self.path, "eval", step)
+
+        if self.peers.lead(cut):
+            self.trainer.progress.owes_evaluation = False
 
     def _callbacks(self, first_step: int) -> list[watchers.Callback]:
         """The sinks of rank 0, and what watches every rank."""

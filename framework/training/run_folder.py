@@ -6,7 +6,7 @@
     checkpoints/    step_N/                      loss.png        drawn at the end
     code/           commit and diff of the code  log             what rank 0 said
     stacks/         written by the watchdog      DONE            the last step, when training is over
-    .lock           held by the one writer
+    .lock           held by the one writer       job/            what was submitted to SLURM
 
 and, where the recipe asks for them, profile/, memory/ and wandb_id.
 """
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from framework.recipe import Loaded
     from framework.recipe.schema import Recipe
 
-CHANGEABLE = ("parallel.*", "checkpoint.*", "data.micro_batch_size", "training.steps")
+CHANGEABLE = ("parallel.*", "checkpoint.*", "data.micro_batch_size", "training.steps", "tags")
 BEFORE_RECIPE = {".lock", ".origins.json.tmp", "origins.json", ".recipe.yaml.tmp"}
 """What a run that was killed before its recipe was stored may have left in its folder."""
+SUBMITTED = "job"
+"""The folder in a run's folder that is there before the run, where the run is a job's."""
 
 
 class Admission(StrEnum):
@@ -46,8 +48,8 @@ class Admission(StrEnum):
 def admit(path: Path, loaded: Loaded, resume: bool) -> Admission:
     """Decide how a run of this recipe may use a folder; changes nothing.
 
-    Raises UserError for an existing folder without `resume`, for one that cannot be made or is no run's, and for a
-    resume that changes more than CHANGEABLE.
+    Raises UserError for an existing folder without `resume`, unless it holds nothing but what was submitted; for one
+    that cannot be made or is no run's, and for a resume that changes more than CHANGEABLE.
     """
     if not path.exists():
         _refuse_unwritable(path)
@@ -55,7 +57,7 @@ def admit(path: Path, loaded: Loaded, resume: bool) -> Admission:
     is_run = (path / "recipe.yaml").exists()
     if not is_run:
         _refuse_foreign(path)
-    if not resume:
+    if not resume and not is_only_submitted(path):
         raise _already_there(path)
     if not is_run:
         return Admission.FRESH
@@ -74,19 +76,30 @@ def enter(path: Path, loaded: Loaded, resume: bool) -> tuple[Admission, IO[str]]
     process holds the folder.
     """
     admit(path, loaded, resume)
+    is_there = path.exists()
     try:
-        path.mkdir(parents=True, exist_ok=resume)
+        path.mkdir(parents=True, exist_ok=resume or is_there)
         lock = lock_folder(path)
     except FileExistsError:  # another process was a moment faster
         raise _already_there(path) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; allowed: another --runs-dir") from error
-    admission = admit(path, loaded, resume=True)
+    admission = admit(path, loaded, resume or not is_there)
     if admission is not Admission.FINISHED:
         (path / "DONE").unlink(missing_ok=True)
         write_recipe(path, loaded)
         write_code_state(path / "code")
     return admission, lock
+
+
+def is_only_submitted(path: Path) -> bool:
+    """Whether a run's folder holds nothing but what was submitted to SLURM."""
+    return (path / SUBMITTED).is_dir() and not _others(path)
+
+
+def is_begun(path: Path) -> bool:
+    """Whether there is more of a run than what was submitted to SLURM."""
+    return path.exists() and not is_only_submitted(path)
 
 
 def _refuse_unwritable(path: Path) -> None:
@@ -96,8 +109,13 @@ def _refuse_unwritable(path: Path) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    if not path.is_dir() or {entry.name for entry in path.iterdir()} - BEFORE_RECIPE:
+    if not path.is_dir() or _others(path):
         raise UserError(f"{path}: there, but no run (no recipe.yaml in it); allowed: another --name")
+
+
+def _others(path: Path) -> set[str]:
+    """What stands in a folder beside what may stand there before the run."""
+    return {entry.name for entry in path.iterdir() if entry.name != SUBMITTED or not entry.is_dir()} - BEFORE_RECIPE
 
 
 def _steps_done(path: Path) -> int:

@@ -20,15 +20,23 @@ if TYPE_CHECKING:
     from framework.data import DataSet
     from framework.recipe import Loaded
     from framework.recipe.schema import Recipe
+    from framework.training.signals import StopRequest
 
 
-def open_data_together(recipe: Recipe, peers: Peers) -> DataSet:
-    """The recipe's data on every rank; where it is not prepared yet, rank 0 does that while the others wait."""
+def open_data_together(recipe: Recipe, peers: Peers, request: StopRequest) -> DataSet:
+    """The recipe's data on every rank; where it is not prepared yet, rank 0 does that while the others wait.
+
+    A stop signal to rank 0 breaks that off; Stopped is raised on all.
+    """
 
     def opened() -> DataSet:
         return open_data(recipe.data, recipe.model.vocab_size, recipe.training.seed, progress=peers.leads)
 
-    peers.lead(lambda: opened() and None)
+    def prepare() -> None:
+        with request.excusing(), request.raising():
+            opened()
+
+    peers.lead(prepare)
     return opened()
 
 

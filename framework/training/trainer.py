@@ -39,10 +39,14 @@ class TrainingFailure(RuntimeError):
 
 @dataclass
 class Progress:
-    """What training knows beside tensors and the step; stored in the checkpoint's manifest."""
+    """What training knows beside tensors and the step; stored in the checkpoint's manifest.
+
+    owes_evaluation: the one that was due after the step was left out or broken off for a stop.
+    """
 
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    owes_evaluation: bool = False
 
 
 @dataclass(frozen=True)

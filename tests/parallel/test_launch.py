@@ -129,6 +129,7 @@ WAIT_FOR_SIGNAL = """
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGUSR1, lambda *_: (folder / f"usr{rank}").touch())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     (folder / f"pid{rank}").write_text(str(os.getpid()))
     while True: time.sleep(0.05)
 """
@@ -144,6 +145,43 @@ def test_signals_reach_every_rank_and_their_code_comes_back(script, tmp_path, nu
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (code, "")
     assert not any(map(alive, ranks))
+
+
+def test_a_signal_waits_for_the_handler_of_a_rank(script, tmp_path):
+    process = start(2, script("""
+        import os, signal, sys, time
+        from pathlib import Path
+        (Path(__file__).parent / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
+        while signal.SIGUSR1 not in signal.sigpending(): time.sleep(0.02)
+        signal.signal(signal.SIGUSR1, lambda *_: sys.exit(3))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+    """, joined=False))
+    pids(tmp_path, 2)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=20)
+    assert process.returncode == 3
+
+
+STOPPED_BETWEEN = """
+import os, signal, sys
+from parallel import launcher
+start = launcher._start
+def signalled(command, rank, *others):
+    if rank == 1: os.kill(os.getpid(), signal.SIGUSR1)
+    started = start(command, rank, *others)
+    print(started.process.pid)
+    return started
+launcher._start = signalled
+sys.exit(launcher.launch([sys.executable, "-c", "import time; time.sleep(1000)"], 3))
+"""
+
+
+def test_a_signal_before_all_ranks_are_started_ends_those_that_are():
+    result = subprocess.run([sys.executable, "-c", STOPPED_BETWEEN], env=os.environ | {"PYTHONPATH": str(ROOT)},
+                            capture_output=True, text=True, timeout=20)
+    assert result.returncode == 138
+    assert result.stderr == "stopped by SIGUSR1 before all ranks were started\n"
+    assert len(started := list(map(int, result.stdout.split()))) == 2 and not any(map(alive, started))
 
 
 def test_a_terminal_s_ctrl_c_reaches_the_starter_alone(script, tmp_path):
@@ -173,6 +211,7 @@ def test_a_second_interrupt_ends_ranks_that_will_not_leave(script, tmp_path):
         import os, signal, time
         from pathlib import Path
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         (Path(__file__).parent / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
         while True: time.sleep(1)
     """, joined=False))
@@ -202,13 +241,14 @@ def test_a_rank_whose_parent_died_before_it_could_watch_leaves(tmp_path):
     """The kernel is told after the fork; a parent that dies in between must not leave its child behind."""
     probe = textwrap.dedent("""
         import os, sys
-        from parallel.launcher import _die_with
-        _die_with(os.getppid() + 1)
+        from parallel.launcher import die_with
+        print("about to", flush=True)
+        die_with(os.getppid() + 1)
         print("still here")
     """)
     result = subprocess.run([sys.executable, "-c", probe], env=os.environ | {"PYTHONPATH": str(ROOT)},
                             capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout, result.stderr) == (1, "about to\n", "")
 
 
 def test_starting_imports_no_torch():

@@ -58,6 +58,5 @@ def test_nodes_follow_from_the_world(world: int, gpus: int) -> None:
         assert shape_of(world, gpus, "x") == Shape(world // gpus, gpus)
         assert shape_of(world, gpus, "x").world == world
     else:
-        sum_ = f"{world} ranks = {world // gpus} nodes of {gpus} GPUs [+] {world % gpus} ranks"
-        with pytest.raises(UserError, match=sum_):
+        with pytest.raises(UserError, match=f"{world} ranks = {world // gpus} x {gpus} GPUs [+] {world % gpus} ranks"):
             shape_of(world, gpus, "x")

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from framework.recipe.schema.base import Section
+from framework.recipe.schema.base import Section, Tags
 from framework.recipe.schema.model import FFN, Attention, Mamba, Model, MoE, Multipliers, RopeScaling, SublayerVariant
 from framework.recipe.schema.run import Checkpoint, Data, Init, Optim, Parallel, Parametrization, RelativeLR, Training
 
@@ -14,6 +14,7 @@ class Recipe(Section):
 
     format: int = Field(FORMAT, description="of the recipe; raised when a change would misread old files")
     description: str = Field("", description="one line, shown by `upmix recipes`")
+    tags: Tags = Field((), description="words by which runs are found again")
     model: Model
     data: Data = Data()
     optim: Optim = Optim()

@@ -1,8 +1,8 @@
 """What every section of a recipe shares: frozen, and closed to unknown keys."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -18,3 +18,8 @@ def _emptied(value: Any) -> Any:
 
 NullEmpties = BeforeValidator(_emptied)
 """Marks a mapping that null empties; without it a file could only add to what it extends."""
+
+Tags = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(lambda value: () if value is None else value)
+]
+"""Words; null empties what a file would inherit."""

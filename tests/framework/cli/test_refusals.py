@@ -108,7 +108,7 @@ def test_wrong_places_are_one_line(give, monkeypatch, variables, said):
     assert code == 2 and out == "" and error.count("\n") == 1 and said in error, error
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_stopped_preparation_says_so_and_leaves_nothing(give, tmp_path, monkeypatch, number):
     def write_a_little_and_be_stopped(folder, *rest):
         (folder / "train.bin").touch()
@@ -120,3 +120,6 @@ def test_a_stopped_preparation_says_so_and_leaves_nothing(give, tmp_path, monkey
     code, out, error = give("data", "prepare", "corpus.jsonl", "--tokenizer", "good.model", "--name", "a")
     assert (code, out, error) == (128 + number, "", f"upmix: stopped by {number.name}\n")
     assert not (tmp_path / "data").exists() and signal.getsignal(number) is before
+    code, out, error = give(*TRAIN, "data.tokenizer=good.model", "--runs-dir", tmp_path / "runs")
+    assert (code, out, error) == (128 + number, "", f"upmix: stopped by {number.name} before the first step\n")
+    assert not (tmp_path / "data").exists() and not (tmp_path / "runs").exists()

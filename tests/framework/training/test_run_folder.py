@@ -96,10 +96,44 @@ def test_a_folder_that_a_kill_left_without_recipe_starts_afresh(tmp_path, recipe
 
 
 @pytest.mark.parametrize("resume", [True, False])
+def test_a_folder_with_what_was_submitted_alone_is_fresh(tmp_path, recipe, resume):
+    path = tmp_path / "b"
+    (path / "job").mkdir(parents=True)
+    (path / "job" / "script").touch()
+    (path / ".lock").touch()
+    admission, lock = enter(path, recipe(), resume)
+    lock.close()
+    assert admission is Admission.FRESH and (path / "recipe.yaml").exists() and (path / "job" / "script").exists()
+    for ask in (admit, enter):
+        with pytest.raises(UserError, match="--resume"):
+            ask(path, recipe(), False)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_submitted_folder_that_another_process_began_is_no_fresh_one(tmp_path, recipe, monkeypatch, resume):
+    (tmp_path / "b" / "job").mkdir(parents=True)
+
+    def another_is_faster(path):
+        (path / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text())
+        return lock_folder(path)
+
+    monkeypatch.setattr("framework.training.run_folder.lock_folder", another_is_faster)
+    if resume:
+        admission, lock = enter(tmp_path / "b", recipe(), True)
+        lock.close()
+        assert admission is Admission.RESUMED
+    else:
+        with pytest.raises(UserError, match="the run folder exists"):
+            enter(tmp_path / "b", recipe(), False)
+
+
+@pytest.mark.parametrize("resume", [True, False])
 def test_what_is_there_and_no_run_is_refused(tmp_path, recipe, resume):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "file").touch()
-    for path in (tmp_path / "b" / "file", tmp_path / "b"):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "job").touch()
+    for path in (tmp_path / "b" / "file", tmp_path / "b", tmp_path / "c"):
         with pytest.raises(UserError, match="no run"):
             admit(path, recipe(), resume)
 

@@ -49,14 +49,16 @@ def load(recipe):
 
 def train_on_rank(recipe: Path, path: Path, overrides: tuple, resume: bool, only: str | None, before: tuple | None):
     """What `upmix train` does on a rank that has joined; `before` is a change to make first."""
-    from framework.training import train_parts
+    from framework.training import meet, train_parts
+    from framework.training.signals import StopRequest
 
     os.environ["UPMIX_DATA"] = str(recipe.parent / "data")
     with pytest.MonkeyPatch.context() as patch:
         if before is not None:
             before[0](patch, *before[1:])
-        parts = parts_of(load_recipe(str(recipe), overrides), path, only)
-        return train_parts(parts, resume, torch.device("cpu"))
+        parts, device = parts_of(load_recipe(str(recipe), overrides), path, only), torch.device("cpu")
+        with StopRequest() as request:
+            return train_parts(parts, resume, device, meet(parts[0].loaded.recipe.parallel, device), request)
 
 
 def train(ranks, recipe, path, *overrides, resume=False, only=None, before=None) -> int:
@@ -235,6 +237,21 @@ def begin(finished: Path, folder: Path, load) -> tuple[Path, Part]:
 
 def branch(trunk: Path, part: Part) -> None:
     branch_off(trunk, part.slide, part.loaded, part.path)
+
+
+def test_a_slide_that_was_submitted_branches_off_too(finished, load, tmp_path):
+    trunk, part = begin(finished, tmp_path, load)
+    (part.path / "job").mkdir(parents=True)
+    (part.path / "job" / "script").touch()
+    assert admit_parts((part,), False) is Admission.FRESH
+    branch(trunk, part)
+    assert (part.path / "job" / "script").exists() and (part.path / "checkpoints" / "step_2" / "manifest.json").exists()
+    assert admit_parts((part,), True) is Admission.RESUMED and not list(trunk.glob(".trunk*"))
+    shutil.rmtree(trunk / "checkpoints")
+    shutil.rmtree(part.path)
+    (part.path / "job").mkdir(parents=True)
+    with pytest.raises(UserError, match="step_2: not there"):
+        admit_parts((part,), False)
 
 
 def test_files_are_linked_or_else_copied(finished, load, tmp_path, monkeypatch):

@@ -26,8 +26,8 @@ def state(path: Path, step: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def die_at(patch, module: str, name: str, call: int, rank: int = 0) -> None:
-    """SIGKILL the rank when a function is called for the `call`-th time."""
+def die_at(patch, module: str, name: str, call: int, rank: int = 0, number: int = signal.SIGKILL) -> None:
+    """SIGKILL the rank, or send it another signal, when a function is called for the `call`-th time."""
     import importlib
 
     owner = importlib.import_module(module)
@@ -39,7 +39,7 @@ def die_at(patch, module: str, name: str, call: int, rank: int = 0) -> None:
     def counted(*args, **kwargs):
         calls[0] += 1
         if calls[0] == call and torch.distributed.get_rank() == rank:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return original(*args, **kwargs)
 
     patch.setattr(owner, name, counted)
