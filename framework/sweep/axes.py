@@ -94,6 +94,15 @@ class Chain(_Several):
         return itertools.chain.from_iterable(part.assignments() for part in self.parts)
 
 
+def axes_of(node: Node) -> Iterator[Axis]:
+    """The axes in a node, in their order."""
+    if isinstance(node, Axis):
+        yield node
+    else:
+        for part in node.parts:
+            yield from axes_of(part)
+
+
 def product(parts: Sequence[Node], origin: Origin) -> Node:
     """Raises RecipeError where two parts state one field."""
     _require_apart(parts, "product", origin)

@@ -35,6 +35,11 @@ class Document:
     links: tuple[Equation, ...] = ()
     conditions: tuple[Expression, ...] = ()
 
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """What multiplies to the cells: the axes, then the seeds."""
+        return self.axes if self.seeds is None else (*self.axes, self.seeds)
+
 
 def read_document(source: str, arguments: Arguments) -> Document:
     """The sweep of a file or name, or of a recipe, and what the arguments add. Raises RecipeError."""

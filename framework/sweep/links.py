@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from framework.recipe.errors import RecipeError
@@ -17,51 +18,60 @@ if TYPE_CHECKING:
 DERIVED = (*SIZES, *LENGTHS)
 
 
-def settle_links(
-    links: Sequence[Equation], stated: Mapping[str, object], changes: Mapping[str, object],
-    load: Callable[[dict[str, object]], Loaded], cell: str,
-) -> dict[str, tuple[int | float, Equation]] | None:
-    """The fields that the links solve for, and the link of each; None where one that leaves none open does not hold.
+@dataclass(frozen=True)
+class Solution:
+    """What a link gave a field. sizes: of the recipe without it, by the names that the link has of them."""
 
-    stated: values of all fields that the sweep states in this cell; changes: those of them that its axes do. A link is
-    solved as soon as it leaves one field open, in whatever order they were given. load: the recipe with some changes,
-    asked for where a link names sizes. Raises RecipeError where one leaves several open, or has no solution.
+    number: int | float
+    link: Equation
+    sizes: Mapping[str, object]
+
+
+def settle_links(
+    links: Sequence[Equation], stated: Mapping[str, object], load: Callable[[dict[str, Solution]], Loaded], cell: str,
+) -> dict[str, Solution] | None:
+    """The fields that the links solve for; None where a link that leaves no field open does not hold.
+
+    stated: values of all fields that the sweep states in this cell. A link is solved as soon as it leaves one field
+    open, in whatever order they were given. load: the cell's recipe with some solutions, asked for where a link names
+    sizes. Raises RecipeError where one leaves several fields open, or has no solution.
     """
-    values, solved, by = dict(stated), {}, {}
-    waiting = list(links)
+    values, found, waiting = dict(stated), {}, list(links)
     while waiting:
         ready = next((link for link in waiting if len(_open(link, values)) < 2), None)
         if ready is None:
             raise _many_open(waiting[0], values, cell)
         waiting.remove(ready)
-        found = _settle(ready, values, lambda: load({**changes, **solved}), cell)  # noqa: B023 (called at once)
-        if found is False:
-            return None
-        if found is not True:
-            key, number = found
-            values[key] = solved[key] = number
-            by[key] = number, ready
-    return by
+        unknown = next(iter(_open(ready, values)), None)
+        try:
+            sizes = _sizes(ready, lambda: load(dict(found)))
+            known = values | sizes
+            if unknown is not None:
+                found[unknown] = Solution(recipe_number(solve(ready, unknown, known.__getitem__)), ready, sizes)
+                values[unknown] = found[unknown].number
+            elif not holds(ready, known.__getitem__):
+                return None
+        except Impossible as error:
+            raise RecipeError("link", f"{cell}{ready.text}: {error}", ready.origin) from None
+    return found
 
 
-def _settle(
-    link: Equation, values: Mapping[str, object], load: Callable[[], Loaded], cell: str,
-) -> tuple[str, int | float] | bool:
-    """The solution of a link, or whether it holds where it leaves nothing open."""
-    unknown = next(iter(_open(link, values)), None)
-    try:
-        facts = Facts(load()) if any(name in DERIVED for name in link.names) else None
+def refuse_moved(solutions: Mapping[str, Solution], facts: Facts, cell: str) -> None:
+    """Raise RecipeError where a solution changes the sizes that it was computed from. facts: of the whole cell."""
+    for key, solution in solutions.items():
+        for name, before in solution.sizes.items():
+            if facts(name) != before:
+                raise RecipeError("link", f"{cell}{solution.link.text}: {name} depends on {key} in turn; allowed: "
+                                  "sizes that stay", solution.link.origin)
 
-        def lookup(name: str) -> object:
-            return facts(name) if name in DERIVED else values[name]
 
-        if unknown is None:
-            return holds(link, lookup)
-        if link.names.count(unknown) > 1:
-            raise Impossible(f"{unknown} stands in it twice; allowed: once")
-        return unknown, recipe_number(solve(link, unknown, lookup))
-    except Impossible as error:
-        raise RecipeError("link", f"{cell}{link.text}: {error}", link.origin) from None
+def _sizes(link: Equation, load: Callable[[], Loaded]) -> dict[str, object]:
+    """The sizes that a link names."""
+    names = [name for name in link.names if name in DERIVED]
+    if not names:
+        return {}
+    facts = Facts(load())
+    return {name: facts(name) for name in names}
 
 
 def _open(link: Equation, values: Mapping[str, object]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import partial
 
 from framework.errors import UserError
 from framework.files import is_plain_name
@@ -13,11 +13,11 @@ from framework.recipe.errors import COMMAND_LINE, Origin, shorten
 from framework.recipe.tree import override, walk
 from framework.recipe.yaml_reader import Entry, plain
 from framework.sweep.arguments import Arguments
-from framework.sweep.axes import Assignment, overlap, product
+from framework.sweep.axes import Assignment, axes_of, overlap, product
 from framework.sweep.document import Document, read_document
 from framework.sweep.expression import Equation, Expression
 from framework.sweep.fields import Facts
-from framework.sweep.links import settle_links
+from framework.sweep.links import Solution, refuse_moved, settle_links
 from framework.sweep.names import cell_names
 from framework.sweep.numbers import Impossible
 from framework.sweep.values import MOST_CELLS, assign
@@ -69,8 +69,8 @@ def load_sweep(source: str, arguments: Arguments = Arguments()) -> Sweep:  # noq
         raise UserError(f"{document.origin}: the sweep's name {shorten(document.name)}; allowed: a plain name for a "
                         "folder, without '/'")
     common = _common(document, arguments.overrides)
-    assignments = _assignments(document, common)
-    names = cell_names(assignments) if document.axes or document.seeds else [document.name]
+    assignments = _assignments(document)
+    names = cell_names(assignments) if document.nodes else [document.name]
     cells = tuple(_cells(names, assignments, common))
     if not cells:
         raise RecipeError("", f"no cell of {len(assignments)} is left after {_filters(document)}; allowed: one or more",
@@ -89,7 +89,20 @@ def _common(document: Document, overrides: Sequence[str]) -> _Common:
     tags = () if not document.tags else (assign("tags", _all_tags(document, variants, given)),)
     kept = [text for text in overrides if not (tags and text.partition("=")[0].strip() == "tags")]
     origins = {key: origin for key, _, origin in fixed} | dict.fromkeys(given, COMMAND_LINE)
+    _require_apart(document, origins)
+    origins |= {axis.key: axis.origin for node in document.nodes for axis in axes_of(node)}
     return _Common(document, variants, (*kept, *texts, *tags), stated, origins)
+
+
+def _require_apart(document: Document, origins: Mapping[str, Origin]) -> None:
+    """No axis may state what is stated for all cells. Raises RecipeError."""
+    for key in (key for node in document.nodes for key in node.keys):
+        for other, origin in origins.items():
+            if overlap(key, other):
+                raise RecipeError(key, f"an axis, and stated for all cells too ({other}, {origin}); allowed: one of "
+                                  "the two", document.origin)
+        if document.tags and overlap(key, "tags"):
+            raise RecipeError(key, "an axis, and tags of the sweep; allowed: one of the two", document.origin)
 
 
 def _all_tags(document: Document, variants: Variants, given: dict[str, object]) -> list[object]:
@@ -103,29 +116,12 @@ def _nothing() -> Entry:
     return Entry({}, COMMAND_LINE, 0)
 
 
-def _assignments(document: Document, common: _Common) -> list[Assignment]:
-    """Every combination of the axes. Raises RecipeError for too many, and for a field that is stated otherwise too."""
-    nodes = [*document.axes, *([document.seeds] if document.seeds else [])]
-    if not nodes:
-        return [{}]
-    whole = product(nodes, document.origin)
-    for key in whole.keys:
-        for other, origin in common.origins.items():
-            if overlap(key, other):
-                raise RecipeError(key, f"an axis, and stated for all cells too ({other}, {origin}); allowed: one of "
-                                  "the two", document.origin)
-        if overlap(key, "tags") and document.tags:
-            raise RecipeError(key, "an axis, and tags of the sweep; allowed: one of the two", document.origin)
+def _assignments(document: Document) -> list[Assignment]:
+    """Every combination of the axes. Raises RecipeError for too many."""
+    whole = product(document.nodes, document.origin)
     if whole.count > MOST_CELLS:
         raise RecipeError("over", f"gives {whole.count:,} cells; allowed: up to {MOST_CELLS:,}", document.origin)
-    common.origins.update((key, node.origin) for node in _axes(nodes) for key in node.keys)
     return list(whole.assignments())
-
-
-def _axes(nodes: Sequence[object]) -> Iterator:
-    """The axes in a tree of nodes."""
-    for node in nodes:
-        yield from _axes(node.parts) if hasattr(node, "parts") else (node,)
 
 
 def _cells(names: Sequence[str], assignments: Sequence[Assignment], common: _Common) -> Iterator[Cell]:
@@ -134,15 +130,15 @@ def _cells(names: Sequence[str], assignments: Sequence[Assignment], common: _Com
         cell = f"cell {name}: " if assignment else ""
         changes = {key: value.given for key, value in assignment.items()}
 
-        def load(changed: dict[str, object], links: Mapping[str, Equation] = MappingProxyType({}), cell: str = cell):
-            return _load(common, changed, links, cell)
-
-        solved = settle_links(common.document.links, common.stated | changes, changes, load, cell)
-        if solved is None:
+        load = partial(_load, common, cell, changes)
+        solutions = settle_links(common.document.links, common.stated | changes, load, cell)
+        if solutions is None:
             continue
-        changes |= {key: number for key, (number, _) in solved.items()}
-        loaded = load(changes, {key: link for key, (_, link) in solved.items()})
-        if all(_is_met(condition, Facts(loaded), cell) for condition in common.document.conditions):
+        loaded = load(solutions)
+        facts = Facts(loaded)
+        refuse_moved(solutions, facts, cell)
+        changes |= {key: solution.number for key, solution in solutions.items()}
+        if all(_is_met(condition, facts, cell) for condition in common.document.conditions):
             yield Cell(name, changes, _overrides(common, changes), loaded)
 
 
@@ -150,17 +146,19 @@ def _overrides(common: _Common, changes: dict[str, object]) -> tuple[str, ...]:
     return (*common.overrides, *(assign(key, value) for key, value in changes.items()))
 
 
-def _load(common: _Common, changes: dict[str, object], links: Mapping[str, Equation], cell: str) -> Loaded:
+def _load(common: _Common, cell: str, changes: dict[str, object], solutions: Mapping[str, Solution]) -> Loaded:
     """The recipe of a cell. Its errors name the cell, and the sweep's line where that stated the field."""
+    numbers = {key: solution.number for key, solution in solutions.items()}
     try:
-        return common.variants.load(_overrides(common, changes))
+        return common.variants.load(_overrides(common, changes | numbers))
     except RecipeError as error:
-        origins = {key: link.origin for key, link in links.items()} | common.origins
-        raise UserError(_told(error, origins, links, cell)) from None
+        links = {key: solution.link for key, solution in solutions.items()}
+        raise UserError(_told(error, common.origins, links, cell)) from None
 
 
-def _told(error: RecipeError, origins: dict[str, Origin], links: Mapping[str, Equation], cell: str) -> str:
+def _told(error: RecipeError, stated: Mapping[str, Origin], links: Mapping[str, Equation], cell: str) -> str:
     """What a cell's recipe was refused for. To the recipe all fields of a sweep come from the command line."""
+    origins = {key: link.origin for key, link in links.items()} | dict(stated)
     place, _, rest = str(error).partition(": ")
     keys = [key.partition(" (")[0] for key in error.keys]
     origin = next((origin for key in keys for stated, origin in origins.items() if overlap(key, stated)), COMMAND_LINE)

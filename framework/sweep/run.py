@@ -21,6 +21,8 @@ def run_sweep(sweep: Sweep, runs_dir: Path, at_once: int) -> Iterator[list[Event
     trained by any.
     """
     folder = runs_dir / sweep.name
+    if (folder / "recipe.yaml").exists():
+        raise UserError(f"{folder}: a run, no folder of a sweep's runs; allowed: another --name")
     cells = {cell.name: cell for cell in sweep.cells}
     for cell in sweep.cells:
         _require_runnable(cell)

@@ -27,7 +27,8 @@ def solve(equation: Equation, unknown: str, lookup: Lookup) -> Number:
 
     Raises Impossible where there is none, or where //, %, min or max stand around the name.
     """
-    assert equation.names.count(unknown) == 1
+    if equation.names.count(unknown) > 1:
+        raise Impossible(f"{unknown} stands in it twice; allowed: once")
     inside, other = ((equation.left, equation.right) if unknown in equation.left.names
                      else (equation.right, equation.left))
     found = _invert(inside.tree, require_number(other.value(lookup)), unknown, lookup)

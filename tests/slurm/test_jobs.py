@@ -89,6 +89,18 @@ def test_a_run_that_never_gets_anywhere_is_given_up(desk: Desk) -> None:
     assert "NonZeroExitCode" in row["reason"] or "exit code" in row["reason"]
 
 
+def test_a_node_that_fails_its_check_is_named_and_no_step_is_taken(desk: Desk) -> None:
+    sick = 'test "$SLURMD_NODENAME" != 127.0.1.2'
+    file = desk.cluster_file(health_check=sick, restarts_without_progress=0, gpus_per_node=1,
+                             variables={"CALLS": str(desk.folder / "calls")})
+    desk.submit("quickstart", "training.steps=2", "--name", "sick", cluster=file)
+    desk.wait("sick", all_in("FAILED"))
+    assert "the health check failed on 127.0.1.2" in desk.log("sick") and "failed on 127.0.1.1" not in desk.log("sick")
+    assert not (desk.folder / "calls").exists()
+    desk.submit("quickstart", "training.steps=2", "--name", "well", cluster=desk.cluster_file(health_check=sick + " || :"))
+    desk.wait("well", all_in("FINISHED"))
+
+
 def test_a_mistake_is_not_tried_again(desk: Desk) -> None:
     desk.submit("quickstart", "--name", "wrong", cluster=desk.cluster_file(variables={"FAILS": "2"}))
     row, = desk.wait("wrong", all_in("FAILED"))

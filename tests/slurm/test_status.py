@@ -83,6 +83,22 @@ def test_tasks_of_an_array_have_rows_of_their_own_and_say_why_they_wait(cluster:
     assert (waiting.name, waiting.state) == ("grid/y", "PENDING") and "DOWN, DRAINED" in waiting.reason
 
 
+def test_watching_ends_when_nothing_is_active(cluster: Cluster, upmix) -> None:
+    """Each change is printed once where no terminal watches."""
+    cluster.submitted("a", job("a", "12", runs=("a",)))
+    cluster.run("a", 1, 2)
+    states = cluster.programs / "squeue"
+    row = "".join({"JobArrayID": "12", "State": "@"}.get(column, "").ljust(width) for column, width in COLUMNS.items())
+    states.write_text(f"""#!/bin/sh
+echo x >> {states}.calls
+case $(wc -l < {states}.calls) in 1|2) state=RUNNING;; *) state=FAILED;; esac
+echo '{row}' | sed "s/@/$state/"
+""")
+    code, out, _ = upmix("status", "a", "--watch", "--every", "0.5", "--runs-dir", cluster.runs)
+    assert code == 0
+    assert [line.split()[3] for line in out.splitlines()] == ["state", "RUNNING", "state", "FAILED"]
+
+
 def test_of_a_chain_the_link_that_is_active_counts(cluster: Cluster) -> None:
     cluster.submitted("c", job("c", "1", "2", "3", runs=("c",)))
     cluster.queue({"JobArrayID": "1", "State": "TIMEOUT"}, {"JobArrayID": "2", "State": "RUNNING"},

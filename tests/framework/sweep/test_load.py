@@ -154,6 +154,10 @@ REFUSED = [
     (lines(seeds="2", where="[9**9**9 > 1]"), "grid.yaml:3: where: cell seed_0: 9**9**9 > 1: 9 ** 3.8742e+08 is too"),
     (lines(seeds="[]"), "grid.yaml:2: seeds: given []"),
     (lines(seeds="-1"), "grid.yaml:2: seeds: given -1"),
+    (lines(seeds="2", link="[model.vocab_size = 7 * params_active]"),
+     "params_active depends on model.vocab_size in turn"),
+    (lines(seeds="2", link="[optim.lr + 1 / optim.lr = 3]"), "grid.yaml:3: link: cell seed_0: optim.lr + 1 / optim.lr"),
+    (lines(seeds="2", link="[optim.lr = 1 / (2 - 2)]"), "optim.lr = 1 / (2 - 2): 1 / 0"),
     (lines(seeds="2", link="[optim.lr * optim.eps = 1]"), "nothing states optim.lr and optim.eps"),
     (lines(over="[{data.seq_len: [24]}]", link="[data.batch_size * data.seq_len = 64]"),
      "grid.yaml:3: cell seq_len_24: data.batch_size: given 2.6666666666666665; allowed: a valid integer "

@@ -140,6 +140,10 @@ def test_what_no_command_could_train_is_refused_before_the_first_run(sweep):
     with pytest.raises(UserError, match="cell eps_0.1: .*neither steps nor tokens"):
         run(sweep("0.1,0.2", "training.steps=null"))
     assert not Path("runs").exists()
+    Path("runs/grid").mkdir(parents=True)
+    Path("runs/grid/recipe.yaml").touch()
+    with pytest.raises(UserError, match="runs/grid: a run"):
+        run(sweep("0.1,0.2"))
 
 
 def test_costs_are_arithmetic(sweep):
