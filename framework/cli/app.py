@@ -2,26 +2,28 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 VERBS = ("recipes", "show", "train", "eval", "generate", "report", "bench", "check", "coordcheck", "lrtransfer", "tune",
-         "upcycle", "laws", "sweep", "checkpoint", "tokenizer", "data", "submit", "status", "cancel",
-         "logs")
+         "upcycle", "laws", "sweep", "checkpoint", "tokenizer", "data", "submit",
+         "status", "cancel", "logs")
 
 # Typer carries its own click in new releases and uses the public one in old ones; this class is right in both.
 ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
-def build() -> typer.Typer:
-    """The application with every verb. A verb's module has `command`, a function, or `app`, a group of commands."""
+def build(verbs: Sequence[str] = VERBS) -> typer.Typer:
+    """The application with every verb, or with few, which is sooner there. A verb's module has `command`, a function,
+    or `app`, a group of commands."""
     app = typer.Typer(
         help="Train mixture-of-experts and state-space language models.",
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     )
     app.callback(invoke_without_command=True)(_root)
-    for verb in VERBS:
+    for verb in verbs:
         module = importlib.import_module(f"framework.cli.{verb}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=verb)
@@ -43,7 +45,8 @@ def main() -> None:
 
     try:
         with unwinding():
-            sys.exit(build()(prog_name="upmix", standalone_mode=False))
+            asked = [word for word in sys.argv[1:2] if word in VERBS]
+            sys.exit(build(asked or VERBS)(prog_name="upmix", standalone_mode=False))
     except (UserError, WrongPlace) as error:
         sys.exit(_fail(str(error)))
     except ClickException as error:

@@ -115,6 +115,8 @@ def _key(node: yaml.Node, origin: partial) -> str | int:
 
 def _scalar(node: yaml.ScalarNode, origin: Origin) -> Any:
     _refuse_tag(node, "tag:yaml.org,2002:str", origin)
+    if any("\ud800" <= sign <= "\udfff" for sign in node.value):  # "\ud800" in quotes: half a character
+        raise RecipeError((), f"given {shorten(node.value)}; allowed: text that UTF-8 can hold", origin)
     return node.value if node.style else _plain_scalar(node.value, origin)
 
 

@@ -62,7 +62,7 @@ def power(base: Number, exponent: Number) -> Number:
     if isinstance(base, Fraction) and isinstance(exponent, Fraction):
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
         if base not in (0, 1, -1) and abs(exponent) * (bits - 1) > MOST_BITS:
-            pass
+            raise Impossible(f"{_text(base)} ** {_text(exponent)} is too large")
         root = _root(base, exponent.denominator)
         if root is not None:
             return _bounded(Fraction(root ** exponent.numerator))

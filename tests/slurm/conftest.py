@@ -1,4 +1,4 @@
-"""A SLURM cluster of two nodes for all tests that are marked `slurm`, and what they say to it."""
+"""A SLURM cluster of three nodes for all tests that are marked `slurm`, and what they say to it."""
 
 import json
 import os
@@ -29,11 +29,11 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[SlurmCluster]:
-    """Two nodes of two GPUs that are none."""
+    """Three nodes of two GPUs that are none."""
     if (reason := missing()) is not None:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="upmix-slurm-"))
-    cluster = SlurmCluster(folder / "c", nodes=2, gpus=2, extra=EXAMPLES)
+    cluster = SlurmCluster(folder / "c", nodes=3, gpus=2, extra=EXAMPLES)
     yield cluster
     cluster.stop()
     shutil.rmtree(folder)
@@ -92,10 +92,18 @@ class Desk:
         return "\n".join(path.read_text() for path in sorted(folder.glob("*")))
 
 
+    def leave(self) -> None:
+        """Cancel what was submitted from here, in folders below too."""
+        records = [json.loads(path.read_text()) for path in self.folder.rglob("job/submission.json")]
+        if ids := [each for record in records for job in record["jobs"] for each in job["ids"]]:
+            subprocess.run(["scancel", "--quiet", *ids], env=os.environ | self.slurm.environment, capture_output=True)
+
+
 @pytest.fixture
 def desk(slurm: SlurmCluster, tmp_path: Path) -> Iterator[Desk]:
-    yield Desk(tmp_path, slurm)
-    subprocess.run(["scancel", "--user=root", "--quiet"], env=os.environ | slurm.environment, capture_output=True)
+    desk = Desk(tmp_path, slurm)
+    yield desk
+    desk.leave()
 
 
 def all_in(*states: str) -> Callable[[list[dict]], bool]:

@@ -4,14 +4,26 @@ import json
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.slurm_cluster import SlurmCluster
 from tests.slurm.conftest import Desk, all_in
 
 pytestmark = pytest.mark.slurm
 SLOW = {"STEP_SECONDS": "0.1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_run(slurm: SlurmCluster, tmp_path_factory) -> Iterator[Desk]:
+    """A run longer than its time limit, which goes on on one node beside all tests of this file."""
+    desk = Desk(tmp_path_factory.mktemp("long"), slurm)
+    desk.submit("quickstart", "training.steps=500", "--name", "long",
+                cluster=desk.cluster_file(time="1", signal_seconds=30, variables=SLOW))
+    yield desk
+    desk.leave()
 
 
 def starts(desk: Desk, name: str) -> int:
@@ -45,17 +57,8 @@ def test_only_the_array_task_that_was_warned_starts_again(desk: Desk) -> None:
     assert again.returncode == 0 and again.stderr.count("finished already") == 3
 
 
-def test_the_time_limit_is_no_end(desk: Desk) -> None:
-    """A real one of a minute: SLURM warns, the run saves, is requeued, and ends in its second life."""
-    desk.submit("quickstart", "training.steps=400", "--name", "long",
-                cluster=desk.cluster_file(time="1", signal_seconds=40, variables=SLOW))
-    rows = desk.wait("long", all_in("FINISHED"), seconds=150)
-    assert rows[0]["restarts"] >= 1
-    assert "asked to by USR1" in desk.log("long")
-
-
 def test_preemption(desk: Desk) -> None:
-    """A job of a higher partition takes both nodes; the run saves, is requeued by SLURM, and ends."""
+    """A job of a higher partition takes both nodes that are left; the run saves, is requeued by SLURM, and ends."""
     job, = desk.submit("quickstart", "training.steps=40", "--name", "low",
                        cluster=desk.cluster_file(partition="low", variables=SLOW))["jobs"][0]["ids"]
     desk.wait_for_file("runs/low/started_0")
@@ -97,7 +100,8 @@ def test_a_node_that_fails_its_check_is_named_and_no_step_is_taken(desk: Desk) -
     desk.wait("sick", all_in("FAILED"))
     assert "the health check failed on 127.0.1.2" in desk.log("sick") and "failed on 127.0.1.1" not in desk.log("sick")
     assert not (desk.folder / "calls").exists()
-    desk.submit("quickstart", "training.steps=2", "--name", "well", cluster=desk.cluster_file(health_check=sick + " || :"))
+    well = desk.cluster_file(health_check=f"{sick} || true")
+    desk.submit("quickstart", "training.steps=2", "--name", "well", cluster=well)
     desk.wait("well", all_in("FINISHED"))
 
 
@@ -182,7 +186,7 @@ def test_of_two_submissions_of_one_run_one_is_refused(desk: Desk) -> None:
     assert sorted(each.returncode for each in outcomes) == [0, 2], [each.stderr for each in outcomes]
     refused = next(each.stderr for each in outcomes if each.returncode)
     assert "another `upmix submit` is at work" in refused or "of the submission 'race' is" in refused
-    third = desk.call(*command)
+    third = desk.call(*command, "--resume")
     assert third.returncode == 2 and "allowed: a run that no job is on (`upmix cancel race`)" in third.stderr
     assert starts(desk, "race") <= 1
 
@@ -227,3 +231,10 @@ def test_status_without_sacct_and_after_slurm_has_forgotten(desk: Desk) -> None:
     sacct.write_text("#!/bin/sh\nexit 1\n")
     sacct.chmod(0o755)
     assert json.loads(desk.upmix("status", "old", "--json", PATH=path))["rows"][0]["state"] == "UNKNOWN"
+
+
+def test_the_time_limit_is_no_end(long_run: Desk) -> None:
+    """A real one of a minute: SLURM warns, the run saves, is requeued, and ends in its second life."""
+    row, = long_run.wait("long", all_in("FINISHED"), seconds=150)
+    assert row["restarts"] >= 1
+    assert "asked to by USR1" in long_run.log("long")

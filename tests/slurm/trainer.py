@@ -9,6 +9,7 @@ $FAILS: exit code of every start, at once.
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -38,6 +39,7 @@ checkpoints = folder / "checkpoints"
 step = max((int(path.name[5:]) for path in checkpoints.glob("step_*")), default=0)
 if leads:
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(arguments[3], folder / "recipe.yaml")
     (folder / f"started_{os.environ.get('SLURM_RESTART_COUNT', 0)}").touch()
 while step < steps and not asked:
     time.sleep(float(os.environ.get("STEP_SECONDS", "0.02")))

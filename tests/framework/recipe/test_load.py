@@ -201,3 +201,9 @@ def test_a_layout_that_cannot_split_the_model_is_refused_with_the_arithmetic(wri
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(BASE), fields)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_half_a_character_is_refused() -> None:
+    """YAML's escapes can name a surrogate, which no file could hold."""
+    with pytest.raises(RecipeError, match="description: given .*allowed: text that UTF-8 can hold"):
+        load_recipe("quickstart", ['description="\\ud800"'])

@@ -102,6 +102,8 @@ def test_a_longer_run_goes_on_and_another_recipe_is_refused(sweep):
     longer = sweep("0.1,0.2", "training.steps=6")
     assert [cost.finished for cost in costs(longer, Path("runs"))] == [False, False]
     assert ("eps_0.1", State.FINISHED) in run(longer) and len(starts()) == 4
+    tagged = sweep("0.1,0.2", "training.steps=6", "tags=[lr]")
+    assert run(tagged) == [("eps_0.1", State.FINISHED), ("eps_0.2", State.FINISHED)]
     first, *_ = run_sweep(sweep("0.1,0.2", "optim.lr=0.5"), Path("runs"), at_once=1)
     assert [event.state for event in first] == [State.FAILED] * 2 and "may not change optim.lr" in first[0].said
     assert len(starts()) == 4

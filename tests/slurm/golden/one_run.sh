@@ -103,6 +103,7 @@ finished && exit 0
 if [[ $requeue == yes ]]; then
   (( after > before || starts <= restarts )) || give_up
   scontrol requeue "$task" && sleep 60 # which ends this script
+  say "could not be requeued: submit it again to go on"
 elif [[ $asked == USR1 && $link -lt $links ]]; then
   exit 0                               # the next link of the chain goes on
 fi
