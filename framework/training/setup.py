@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from framework.training.signals import StopRequest
 
 
-def open_data_together(recipe: Recipe, peers: Peers, request: StopRequest) -> DataSet:
+def open_data_together(recipe: Recipe, peers: Peers, request: StopRequest | None = None) -> DataSet:
     """The recipe's data on every rank; where it is not prepared yet, rank 0 does that while the others wait.
 
-    A stop signal to rank 0 breaks that off; Stopped is raised on all.
+    request: of this rank; a stop signal to rank 0 breaks the preparing off, and Stopped is raised on all. None: signals
+    do what they do in this process.
     """
 
     def opened() -> DataSet:
@@ -36,7 +37,7 @@ def open_data_together(recipe: Recipe, peers: Peers, request: StopRequest) -> Da
         with request.excusing(), request.raising():
             opened()
 
-    peers.lead(prepare)
+    peers.lead(prepare if request is not None else lambda: opened() and None)
     return opened()
 
 
