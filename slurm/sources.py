@@ -35,6 +35,7 @@ def plan(source: str, asked: Arguments, gpus_per_node: int, host: Host, runs: st
         return _named(plan_chain(source, asked.name, gpus_per_node))
     if asked.over or asked.seeds is not None or is_sweep(source):
         sweep = load_sweep(source, asked)
+        _refuse_other_runs(sweep, host, runs)
         return _named(plan_sweep(sweep, gpus_per_node, _finished_cells(sweep, host, runs)))
     if asked.link or asked.where:
         raise UserError("--link and --where without axes; allowed: with --over, --seeds or a sweep's file")
@@ -52,6 +53,15 @@ def _run(source: str, asked: Arguments, gpus_per_node: int, host: Host, runs: st
     else:
         finished = admit_parts(parts_of(loaded, Path(runs) / name), resume) is Admission.FINISHED
     return Submission(name, (), (name,)) if finished else submission
+
+
+def _refuse_other_runs(sweep: Sweep, host: Host, runs: str) -> None:
+    """A run of another recipe in a cell's folder would be found out by the job alone, after the queue."""
+    if host.tails([f"{runs}/{sweep.name}/recipe.yaml"], 1) != [None]:
+        raise UserError(f"{runs}/{sweep.name}: a run, no folder of a sweep's runs; allowed: another --name")
+    for cell in sweep.cells if not host.name else ():
+        if (folder := Path(runs) / sweep.name / cell.name).exists():
+            admit_parts(parts_of(cell.loaded, folder), resume=True)
 
 
 def _finished_cells(sweep: Sweep, host: Host, runs: str) -> list[str]:

@@ -81,6 +81,20 @@ def test_a_run_that_is_there_needs_resume_and_one_that_is_finished_nothing(upmix
     assert code == 0 and "finished already" in err and out == ""
 
 
+def test_a_sweep_does_not_go_on_with_runs_of_another_recipe(upmix, folder: Path) -> None:
+    words = ("quickstart", "--over", "optim.lr=1e-3,2e-3", "--name", "grid")
+    code, out, _ = upmix("sweep", "show", *words, "--json")
+    cell = folder / "runs/grid" / json.loads(out)["cells"][0]["name"]
+    cell.mkdir(parents=True)
+    code, out, _ = upmix("show", "quickstart", "optim.lr=5", "--json")
+    (cell / "recipe.yaml").write_text(yaml.safe_dump(json.loads(out)["recipe"]))
+    code, _, err = upmix("submit", *words, "--cluster", cluster_file(), "--dry-run")
+    assert code == 2 and f"{cell}: a resume may not change optim.lr from 5.0 to 0.001" in err
+    (folder / "runs/grid/recipe.yaml").write_text("")
+    code, _, err = upmix("submit", *words, "--cluster", cluster_file(), "--dry-run")
+    assert code == 2 and "a run, no folder of a sweep's runs" in err
+
+
 def test_shapes_of_a_sweep_get_an_array_each(upmix) -> None:
     code, out, _ = upmix("submit", "quickstart", "--over", "parallel.dp_shard=1,2,4", "--over", "optim.lr=1e-3,2e-3",
                          "parallel.ep=1", "--name", "grid", "--cluster", cluster_file(array_limit=2), "--dry-run")
