@@ -18,7 +18,7 @@ from slurm.jobs import Job, Submission
 from slurm.queue import NoController, first_line, states
 from slurm.record import Record, RecordedJob, RecordedRun, read_records, write_record
 from slurm.script import Places, job_name, render
-from slurm.snapshot import pack, take_snapshot
+from slurm.snapshot import Snapshot, pack
 
 
 def places_of(workdir: str, runs: str, name: str, code: str) -> Places:
@@ -64,7 +64,9 @@ def test_only(host: Host, texts: Sequence[str]) -> list[str]:
     return found
 
 
-def submit(submission: Submission, cluster: Cluster, cluster_name: str, host: Host, places: Places) -> Record:
+def submit(
+    submission: Submission, cluster: Cluster, cluster_name: str, host: Host, places: Places, snapshot: Snapshot
+) -> Record:
     """Write everything a submission needs, submit its jobs, and record their ids after each.
 
     Raises UserError where a run of it is under way already, where sbatch refuses (jobs of the submission that were
@@ -72,7 +74,7 @@ def submit(submission: Submission, cluster: Cluster, cluster_name: str, host: Ho
     """
     with _alone(host, places.job):
         _refuse_active(host, submission, places)
-        host.unpack(places.code, pack(take_snapshot()))
+        host.unpack(places.code, pack(snapshot))
         _write(host, submission, cluster, places)
         time = datetime.now().astimezone().isoformat(timespec="seconds")
         record = Record(submission.name, places.job, cluster_name, time, os.path.basename(places.code), ())
@@ -97,10 +99,10 @@ def _alone(host: Host, folder: str) -> Iterator[None]:
 def _refuse_active(host: Host, submission: Submission, places: Places) -> None:
     """No two jobs on one run: whoever submitted it, and under whatever name."""
     wanted = {_folder(job, training.folder) for job in submission.jobs for training in job.trainings}
-    owners = {job: (record, run.folder)
+    owners = {job: (record, task.name)
               for record in read_records(host, places.runs)
               for each in record.jobs for task in each.tasks() for job in task.ids
-              if (run := task.run) is not None and (run.folder in wanted or record.name == submission.name)}
+              if record.name == submission.name or (task.run and task.run.folder in wanted)}
     try:
         known = states(host, owners) if owners else {}
     except NoController as error:

@@ -51,7 +51,8 @@ def command(
     runs = host.resolve(os.path.join(workdir, runs_dir))
     asked = arguments(overrides, over, seeds, link, where, tag, name)
     submission = plan(source, asked, chosen.gpus_per_node, host, runs, resume)
-    places = places_of(workdir, runs, submission.name, take_snapshot().name)
+    snapshot = take_snapshot()
+    places = places_of(workdir, runs, submission.name, snapshot.name)
     require_plain_mounts(chosen, places)
     for task in submission.finished:
         print(f"{task}: finished already", file=sys.stderr)
@@ -59,7 +60,7 @@ def command(
     if dry_run:
         _show(submission, chosen, host, places)
     elif submission.jobs:
-        record = submit(submission, chosen, cluster, host, places)
+        record = submit(submission, chosen, cluster, host, places, snapshot)
         _tell(record, as_json)
 
 
