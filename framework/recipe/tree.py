@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from framework.recipe.errors import COMMAND_LINE, RecipeError, shorten
-from framework.recipe.yaml_reader import Entry, NotYAML, read_yaml
+from framework.recipe.yaml_reader import Entry, NotYAML, read_yaml, require_whole
 
 
 def merge(base: Entry, later: Entry) -> Entry:
@@ -66,6 +66,7 @@ def _parse_value(key: str, text: str, level: int) -> Any:
     if key == "model.pattern":
         return text.strip().strip("\"'")
     try:
+        require_whole(text, COMMAND_LINE)
         return read_yaml(text, COMMAND_LINE.place, level, numbered=False).value
     except NotYAML:
         return text

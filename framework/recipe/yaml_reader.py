@@ -115,8 +115,7 @@ def _key(node: yaml.Node, origin: partial) -> str | int:
 
 def _scalar(node: yaml.ScalarNode, origin: Origin) -> Any:
     _refuse_tag(node, "tag:yaml.org,2002:str", origin)
-    if any("\ud800" <= sign <= "\udfff" for sign in node.value):  # "\ud800" in quotes: half a character
-        raise RecipeError((), f"given {shorten(node.value)}; allowed: text that UTF-8 can hold", origin)
+    require_whole(node.value, origin)
     return node.value if node.style else _plain_scalar(node.value, origin)
 
 
@@ -128,6 +127,13 @@ def _plain_scalar(text: str, origin: Origin) -> Any:
     if match := _WHOLE.fullmatch(text):
         return _integer(match[1], int(match[2]), origin)
     return float(text.replace(".inf", "inf").replace(".nan", "nan")) if _FLOAT.fullmatch(text) else text
+
+
+def require_whole(text: str, origin: Origin) -> None:
+    """Raise RecipeError for half a character, as an escape or a byte of the command line may give it: no file could
+    hold it."""
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise RecipeError((), f"given {shorten(text)}; allowed: text that UTF-8 can hold", origin)
 
 
 def _integer(digits: str, exponent: int, origin: Origin) -> int:

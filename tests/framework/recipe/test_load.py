@@ -203,7 +203,8 @@ def test_a_layout_that_cannot_split_the_model_is_refused_with_the_arithmetic(wri
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_half_a_character_is_refused() -> None:
-    """YAML's escapes can name a surrogate, which no file could hold."""
+@pytest.mark.parametrize("given", ['description="\\ud800"', "description=\udc80", "description=[\udc80"])
+def test_half_a_character_is_refused(given):
+    """YAML's escapes can name one, and a byte that is no UTF-8 becomes one; no file could hold it."""
     with pytest.raises(RecipeError, match="description: given .*allowed: text that UTF-8 can hold"):
-        load_recipe("quickstart", ['description="\\ud800"'])
+        load_recipe("quickstart", [given])

@@ -217,7 +217,7 @@ def test_recipes_are_written_alike_with_and_without_libyaml(name, monkeypatch):
 hostile = st.text() | st.sampled_from([
     "$(touch x)", "`id`", "a b", "; rm -rf x", "'\"", "new\nline", "${HOME}", "../..", "*E",
     "!!python/name:os.system x", "{a: 1}", "[1", "null", "true", "1e3", "- x", "#", "\x85",
-    "\u2028", "𝕏", "\udc80", " lead", "=", "%s", "~", ".nan",
+    "\u2028", "𝕏", " lead", "=", "%s", "~", ".nan",
 ])
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | hostile,
