@@ -6,7 +6,7 @@ T tokens, D model width, E experts, F width of an expert, M routed rows.
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import kernels.moe.experts
@@ -54,13 +54,14 @@ def output_and_gradients(function, arguments, dy_TD, dtype=None):
     return [y_TD, *(leaf.grad for leaf in leaves if torch.is_tensor(leaf) and leaf.is_floating_point())]
 
 
-def check(arguments, tolerance):
+def check(arguments, tolerance, cancelled=1e-30):
+    """cancelled: size of the terms that a sum may lose to each other; rounding is relative to them, not to the sum."""
     dy_TD = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     dy_TD = dy_TD.to(arguments[0].dtype)
     got = output_and_gradients(expert_ffn, arguments, dy_TD)
     expected = output_and_gradients(row_by_row, arguments, dy_TD, torch.float64)
     for tensor, reference in zip(got, expected, strict=True):
-        assert (tensor.double() - reference).norm() <= tolerance * (reference.norm() + 1e-30)
+        assert (tensor.double() - reference).norm() <= tolerance * (reference.norm() + cancelled)
     return got
 
 
@@ -78,10 +79,11 @@ def test_equals_a_loop_over_rows(activation, dtype):
     counts=st.lists(st.integers(0, 5), min_size=1, max_size=6), block_rows=st.integers(1, 12),
     activation=st.sampled_from(list(ACTIVATIONS)), sizes=st.tuples(*[st.integers(1, 9)] * 3), seed=st.integers(0, 99),
 )
+@example(counts=[2], block_rows=1, activation="relu", sizes=(3, 8, 4), seed=24)  # its terms nearly cancel
 def test_equals_a_loop_over_rows_whatever_the_counts(counts, block_rows, activation, sizes, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels.moe.grouped_matmul, "BLOCK_ROWS", block_rows)
-        check(inputs(counts, activation, torch.float64, *sizes, seed), 1e-14)
+        check(inputs(counts, activation, torch.float64, *sizes, seed), 1e-14, cancelled=1.0)
 
 
 @pytest.mark.parametrize("num_tokens", [0, 4])
