@@ -13,9 +13,8 @@ from slurm.jobs import Job, Submission, Training
 from slurm.shape import Shape, shape_of
 
 if TYPE_CHECKING:
-    from framework.sweep import Sweep
-
     from framework.recipe import Loaded
+    from framework.sweep import Sweep
 
 TRUNK, SLIDES = "trunk", "slides"
 

@@ -79,7 +79,8 @@ def test_a_lost_node(desk: Desk) -> None:
     desk.wait_for_file("runs/lost/started_0")
     node = desk.slurm.run("squeue", "--noheader", f"--jobs={job}", "--Format=NodeList:40").strip()
     desk.slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    desk.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+    # It comes back by itself where it had the time to (ReturnToService), and then there is nothing to resume.
+    desk.slurm.run("scontrol", "update", f"nodename={node}", "state=resume", may_fail=True)
     row, = desk.wait("lost", all_in("FINISHED"))
     assert row["restarts"] == 1 and starts(desk, "lost") == 2
 
