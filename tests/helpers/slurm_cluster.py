@@ -48,7 +48,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=3
+KillWait=10
 CompleteWait=0
 InactiveLimit=0
 MinJobAge=3600
