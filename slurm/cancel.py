@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from framework.errors import UserError
 from slurm.host import Host
-from slurm.queue import NoController
 from slurm.record import the_record, the_tasks
 from slurm.status import active_ids
 
@@ -16,10 +15,7 @@ def cancel(host: Host, runs: str, name: str, only: str | None = None) -> list[st
     """
     record = the_record(host, runs, name)
     wanted = {job for task in the_tasks(record, only) for job in task.ids}
-    try:
-        active = [job for job in active_ids(host, record) if job in wanted]
-    except NoController as error:
-        raise UserError(f"no SLURM answers: {error}; allowed: a machine where squeue works, or --remote") from None
+    active = [job for job in active_ids(host, record) if job in wanted]
     if active:
         answer = host.run(["scancel", *active])
         if answer.code:

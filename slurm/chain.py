@@ -101,20 +101,19 @@ def _origins(tree: Entry) -> dict[str, Origin]:
 
 def _jobs(chain: Chain, gpus_per_node: int, folder: Path) -> tuple[Job, ...]:
     jobs: list[Job] = []
-    last_of: dict[str, tuple[str, ...]] = {}  # the jobs that a step's followers wait for
+    last_of: dict[str, str] = {}  # the job that a step's followers wait for
     before: tuple[str, ...] = ()
     for index, step in enumerate(chain.chain):
         if step.name in last_of:
             raise RecipeError(KEY, f"step {index + 1} is named {step.name!r} as an earlier one; allowed: a name once")
-        named = step.after if step.after is not None else ()
-        after = before if step.after is None else tuple(job for name in named for job in _earlier(step, name, last_of))
-        made = _step_jobs(step, gpus_per_node, folder, after)
-        jobs += made
-        last_of[step.name] = before = tuple(job.name for job in made[-1:])
+        after = before if step.after is None else tuple(_earlier(step, name, last_of) for name in step.after)
+        jobs += _step_jobs(step, gpus_per_node, folder, after)
+        last_of[step.name] = jobs[-1].name
+        before = (jobs[-1].name,)
     return tuple(jobs)
 
 
-def _earlier(step: Step, name: str, last_of: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+def _earlier(step: Step, name: str, last_of: dict[str, str]) -> str:
     if name not in last_of:
         raise RecipeError(KEY, f"{step.name} comes after {shorten(name)}; allowed: earlier steps "
                           f"({', '.join(last_of)})")
@@ -131,5 +130,4 @@ def _step_jobs(step: Step, gpus_per_node: int, folder: Path, after: tuple[str, .
         loaded = load_recipe(recipe, overrides)
     except UserError as error:
         raise UserError(f"{step.name}: {error}") from None
-    jobs = run_jobs(loaded, step.name, gpus_per_node, after=after)
-    return jobs if len(jobs) == 1 else run_jobs(loaded, step.name, gpus_per_node, f"{step.name}-", after=after)
+    return run_jobs(loaded, step.name, gpus_per_node, after=after)

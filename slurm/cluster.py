@@ -19,9 +19,10 @@ from framework.recipe.yaml_reader import plain, read_yaml
 CLUSTERS = Path(__file__).parent / "clusters"
 ALWAYS_EXPORTED = ("HOME", "USER", "PATH", "LANG", "LC_ALL")
 OWN_OPTIONS = {
-    "array", "begin", "chdir", "dependency", "error", "export", "gpus", "gpus-per-node", "gpus-per-task", "gres",
-    "job-name", "kill-on-invalid-dep", "nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output",
-    "parsable", "requeue", "signal", "test-only", "wait", "wait-all-nodes", "wrap",
+    "account", "array", "begin", "chdir", "cpus-per-task", "dependency", "error", "export", "gpus", "gpus-per-node",
+    "gpus-per-task", "gres", "job-name", "kill-on-invalid-dep", "nodes", "no-requeue", "ntasks", "ntasks-per-node",
+    "open-mode", "output", "parsable", "partition", "requeue", "signal", "test-only", "time", "wait", "wait-all-nodes",
+    "wrap",
 }
 """Options of sbatch that follow from the layout or from the cluster's other fields."""
 

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from framework.recipe import Loaded
     from framework.sweep import Sweep
 
-TRUNK, SLIDES = "trunk", "slides"
-
-
 def plan_run(loaded: Loaded, name: str, gpus_per_node: int) -> Submission:
     """One run under a name; with slides, the trunk and then an array of them.
 
@@ -28,19 +25,19 @@ def plan_run(loaded: Loaded, name: str, gpus_per_node: int) -> Submission:
 
 
 def run_jobs(
-    loaded: Loaded, name: str, gpus_per_node: int, prefix: str = "", runs_dir: str = "", after: Sequence[str] = (),
+    loaded: Loaded, name: str, gpus_per_node: int, runs_dir: str = "", after: Sequence[str] = ()
 ) -> tuple[Job, ...]:
-    """The jobs of one run: of its trunk alone where it has no slides. prefix: of the jobs' names."""
+    """The jobs of one run: of its trunk alone where it has no slides."""
     require_runnable(loaded)
     shape = shape_of(mesh_sizes(loaded.recipe.parallel).world, gpus_per_node, name)
     recipe, num_steps = dump(loaded.recipe), _num_steps(loaded)
     slides = list_slides(loaded, name)
     if not slides:
-        return (Job(prefix or name, (Training(name, recipe, num_steps),), shape, runs_dir, tuple(after)),)
-    trunk = Job(f"{prefix}{TRUNK}", (Training(name, recipe, num_steps, "none"),), shape, runs_dir, tuple(after))
+        return (Job(name, (Training(name, recipe, num_steps),), shape, runs_dir, tuple(after)),)
+    trunk = Job(f"{name}-trunk", (Training(name, recipe, num_steps, "none"),), shape, runs_dir, tuple(after))
     lengths = [(str(slide.length), _num_steps(slide_recipe(loaded, slide))) for slide in slides]
     decays = tuple(Training(name, recipe, steps, length) for length, steps in lengths)
-    return trunk, Job(f"{prefix}{SLIDES}", decays, shape, runs_dir, (trunk.name,))
+    return trunk, Job(f"{name}-slides", decays, shape, runs_dir, (trunk.name,))
 
 
 def plan_sweep(sweep: Sweep, gpus_per_node: int, finished: Iterable[str] = ()) -> Submission:
@@ -54,7 +51,7 @@ def plan_sweep(sweep: Sweep, gpus_per_node: int, finished: Iterable[str] = ()) -
     for cell in sweep.cells:
         if cell.name in left_out:
             continue
-        cell_jobs = run_jobs(cell.loaded, cell.name, gpus_per_node, f"{cell.name}-", sweep.name)
+        cell_jobs = run_jobs(cell.loaded, cell.name, gpus_per_node, sweep.name)
         if len(cell_jobs) > 1:
             jobs += cell_jobs
         else:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from framework.errors import UserError
 from slurm.host import Host
 
 COLUMNS = {"JobArrayID": 40, "State": 30, "RestartCnt": 12, "TimeUsed": 20, "TimeLimit": 20, "NodeList": 100,
@@ -34,8 +35,12 @@ class JobState:
         return self.state in ACTIVE
 
 
-class NoController(Exception):
-    """No SLURM answers here; says what was tried."""
+class NoController(UserError):
+    """No SLURM answers here. reason: what its command said."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"no SLURM answers: {reason}; allowed: a machine where SLURM's commands work, or --remote")
 
 
 def states(host: Host, ids: Iterable[str]) -> dict[str, JobState]:

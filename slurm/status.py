@@ -61,7 +61,7 @@ def status(host: Host, runs: str, name: str | None = None) -> Status:
     try:
         known = states(host, [job for record in records for job in _ids(record)]) if records else {}
     except NoController as error:
-        known, silence = {}, str(error)
+        known, silence = {}, error.reason
     rows = [_task_row(record, task, known) for record in records for job in record.jobs for task in job.tasks()]
     rows += [Row("", run, "", "LOCAL", "", "", "", None, None) for run in alone]
     return Status(_with_progress(host, runs, rows, records), silence)

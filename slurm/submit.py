@@ -103,10 +103,7 @@ def _refuse_active(host: Host, submission: Submission, places: Places) -> None:
               for record in read_records(host, places.runs)
               for each in record.jobs for task in each.tasks() for job in task.ids
               if record.name == submission.name or (task.run and task.run.folder in wanted)}
-    try:
-        known = states(host, owners) if owners else {}
-    except NoController as error:
-        raise _silent(error) from None
+    known = states(host, owners) if owners else {}
     for job, state in known.items():
         if state.is_active:
             record, folder = owners[job]
@@ -157,7 +154,7 @@ def _sbatch(job: Job, script: str, link: int, after: list[str], host: Host, plac
                f"{places.job}/{script}", str(link)]
     answer = host.run(command, folder=places.workdir)
     if answer.code == 127:
-        raise _silent(NoController(answer.error))
+        raise NoController(answer.error)
     if answer.code:
         raise UserError(f"sbatch: {answer.error}; allowed: what the cluster takes (--dry-run tells without submitting)")
     return answer.output.strip().partition(";")[0]
@@ -165,7 +162,3 @@ def _sbatch(job: Job, script: str, link: int, after: list[str], host: Host, plac
 
 def _folder(job: Job, run: str) -> str:
     return f"{job.runs_dir}/{run}" if job.runs_dir else run
-
-
-def _silent(error: NoController) -> UserError:
-    return UserError(f"no SLURM answers: {error}; allowed: a machine where sbatch works, --remote, or --dry-run")

@@ -58,10 +58,11 @@ def command(
         print(f"{task}: finished already", file=sys.stderr)
     _warn_of_unset(chosen)
     if dry_run:
-        _show(submission, chosen, host, places)
+        _show(submission, chosen, host, places, as_json)
     elif submission.jobs:
-        record = submit(submission, chosen, cluster, host, places, snapshot)
-        _tell(record, as_json)
+        _tell(submit(submission, chosen, cluster, host, places, snapshot), as_json)
+    elif as_json:
+        print(json.dumps({"name": submission.name, "folder": places.job, "jobs": []}))
 
 
 def _warn_of_unset(cluster: Cluster) -> None:
@@ -80,21 +81,23 @@ def _tell(record: Record, as_json: bool) -> None:
     print(f"scripts, recipes and logs: {record.folder}; `upmix status {record.name}` follows it")
 
 
-def _show(submission: Submission, cluster: Cluster, host: Host, places: Places) -> None:
+def _show(submission: Submission, cluster: Cluster, host: Host, places: Places, as_json: bool) -> None:
     """Every script, the recipe of every run, and what SLURM would say."""
     from slurm.queue import NoController
     from slurm.submit import scripts, test_only
 
     texts = scripts(submission, cluster, places)
     recipes = {training.run: training.recipe for job in submission.jobs for training in job.trainings}
-    for name, text in texts.items():
-        print(f"### {places.job}/{name}\n\n{text}")
-    for name, text in recipes.items():
-        print(f"### {places.job}/recipes/{name}.yaml\n\n{text}")
+    files = texts | {f"recipes/{name}.yaml": text for name, text in recipes.items()}
+    if as_json:
+        print(json.dumps({"name": submission.name, "folder": places.job, "files": files}))
+    else:
+        for name, text in files.items():
+            print(f"### {places.job}/{name}\n\n{text}")
     sys.stdout.flush()
     try:
         for name, answer in zip(texts, test_only(host, list(texts.values())), strict=True):
             print(f"upmix: {name}: {answer}", file=sys.stderr)
     except NoController as error:
-        print(f"upmix: no SLURM answers here ({error}): not tested with sbatch", file=sys.stderr)
+        print(f"upmix: no SLURM answers here ({error.reason}): not tested with sbatch", file=sys.stderr)
     print("upmix: nothing was submitted", file=sys.stderr)

@@ -25,6 +25,7 @@ def test_files_that_ship_load() -> None:
     ({"partition": "a b; rm -rf /"}, "a word without blanks"),
     ({"environment": ["HF_TOKEN=hf_123"]}, "never its value"),
     ({"sbatch": {"nodes": 3}}, "another option than nodes"),
+    ({"sbatch": {"time": "1"}}, "another option than time"),
     ({"sbatch": {"x y": 3}}, "long option of sbatch"),
     ({"time": 86400}, "valid string"),
     ({"time": "tomorrow"}, "a time as sbatch has it"),

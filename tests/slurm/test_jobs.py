@@ -134,7 +134,7 @@ def test_where_nothing_is_requeued_a_run_is_a_chain_of_jobs(desk: Desk) -> None:
 def test_slides_wait_for_their_trunk(desk: Desk) -> None:
     slides = ["optim.schedule=trapezoid", "optim.warmup_steps=2", "training.steps=30", "training.slides=[10,20]"]
     submitted = desk.submit("quickstart", *slides, "--name", "wsd", cluster=desk.cluster_file())
-    assert [(job["name"], job["tasks"]) for job in submitted["jobs"]] == [("trunk", 1), ("slides", 2)]
+    assert [(job["name"], job["tasks"]) for job in submitted["jobs"]] == [("wsd-trunk", 1), ("wsd-slides", 2)]
     rows = desk.wait("wsd", all_in("FINISHED"))
     assert [(row["name"], row["progress"]["step"]) for row in rows] == [
         ("wsd", 30), ("wsd-slide-10", 10), ("wsd-slide-20", 20)]

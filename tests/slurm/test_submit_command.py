@@ -36,6 +36,9 @@ def test_a_dry_run_shows_script_and_recipe_and_writes_nothing(upmix, folder: Pat
     assert f"### {folder}/runs/quickstart/job/job.sh" in out
     recipe = out.partition("recipes/quickstart.yaml\n\n")[2]
     assert yaml.safe_load(recipe)["training"]["steps"] == 7
+    code, out, _ = upmix("submit", "quickstart", "training.steps=7", "--cluster", "example_h100", "--dry-run", "--json")
+    files = json.loads(out)["files"]
+    assert set(files) == {"job.sh", "recipes/quickstart.yaml"} and files["recipes/quickstart.yaml"] == recipe[:-1]
     assert not list(folder.iterdir())
 
 
@@ -61,7 +64,7 @@ def test_where_no_slurm_is_submitting_says_so_and_leaves_no_record(upmix, monkey
         (folder / "programs" / name).symlink_to(shutil.which(name))
     monkeypatch.setenv("PATH", str(folder / "programs"))
     code, _, err = upmix("submit", "quickstart", "--cluster", cluster_file())
-    assert code == 2 and "no SLURM answers" in err and "--dry-run" in err
+    assert code == 2 and "no SLURM answers" in err and "or --remote" in err
     assert upmix("status", "--json")[1] == json.dumps({"rows": [], "silence": None}) + "\n"
 
 
