@@ -9,7 +9,7 @@ import typer
 
 VERBS = ("recipes", "show", "train", "eval", "generate", "report", "bench", "check", "coordcheck", "lrtransfer", "tune",
          "upcycle", "laws", "sweep", "checkpoint", "tokenizer", "data", "submit",
-         "status", "cancel", "logs", "plan")
+         "status", "cancel", "logs", "convert", "plan")
 
 # Typer carries its own click in new releases and uses the public one in old ones; this class is right in both.
 ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
