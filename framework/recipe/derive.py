@@ -16,6 +16,8 @@ from framework.recipe.validate import validate
 
 KINDS = {"attention": "attention", "ffn": "ffn", "moe": "moe", "mamba1": "mamba", "mamba2": "mamba"}
 DEFAULT_MULTIPLIER = 4.0
+ROUNDING = Fraction(1, 10**12)
+"""A quotient written out as a decimal number, times its divisor, is that near to the whole number."""
 
 
 def section_of(kind: str) -> str:
@@ -158,16 +160,17 @@ def _whole(number: Fraction) -> int | None:
 
 
 def _mamba(model: Model, kind: str, settings: Mamba, key: str) -> Mamba:
-    inner = _exact(settings.expand) * model.d_model
-    _require(inner.denominator == 1, (f"{key}.expand", "model.d_model"),
-             f"{settings.expand} * {model.d_model} is {float(inner):g}; allowed: a whole inner width")
+    product = _exact(settings.expand) * model.d_model
+    inner = round(product)
+    _require(abs(product - inner) < ROUNDING * inner, (f"{key}.expand", "model.d_model"),
+             f"{settings.expand} * {model.d_model} is {float(product):g}; allowed: a whole inner width")
     if kind == "mamba1":
         return settings.model_copy(update={
             "d_state": settings.d_state or 16, "dt_rank": settings.dt_rank or ceil(model.d_model / 16)})
     _require(inner % settings.head_dim == 0, (f"{key}.head_dim", f"{key}.expand"),
              f"head_dim {settings.head_dim} does not divide the inner width {inner} (expand * d_model); "
              "allowed: a divisor")
-    num_heads = int(inner) // settings.head_dim
+    num_heads = inner // settings.head_dim
     _require(num_heads % settings.num_groups == 0, f"{key}.num_groups",
              f"{settings.num_groups} groups do not divide {num_heads} heads (expand * d_model / head_dim); "
              "allowed: a divisor")

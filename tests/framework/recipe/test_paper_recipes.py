@@ -305,3 +305,11 @@ def test_hybrid_of_a_cluster():
     found = sizes_of("hybrid/cluster_7b")
     assert found["params_total"] == pytest.approx(6.7e9, rel=0.01)
     assert found["params_active"] == pytest.approx(1.05e9, rel=0.01)
+
+
+def test_hybrid_of_the_paper():
+    """31.6B parameters, 3.6B active, 3.2B without the embedding (arXiv 2512.20848)."""
+    found, model = sizes_of("hybrid/paper"), load("hybrid/paper").recipe.model
+    assert round(found["params_total"] / 1e8) == 316 and round(found["params_active"] / 1e8) == 36
+    assert round((found["params_active"] - model.vocab_size * model.d_model) / 1e8) == 32
+    assert (model.pattern.count("M"), model.pattern.count("E"), model.pattern.count("*")) == (23, 23, 6)

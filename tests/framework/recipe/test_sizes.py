@@ -44,6 +44,13 @@ def test_mamba1_layer_of_the_reference_implementation(d_model, total):
     assert sizes_of(pattern="m", d_model=d_model)["params_total_non_embedding"] == total
 
 
+@pytest.mark.parametrize(("inner", "d_model"), [(4096, 2688), (1856, 448), (3904, 448)])
+def test_an_expansion_may_be_a_quotient_written_out(inner, d_model):
+    """Nemotron 3 has 4096 over 2688; as floats, quotient times divisor may miss the whole number."""
+    settings = architecture(Model(pattern="m", d_model=d_model, vocab_size=8, mamba={"expand": inner / d_model}))
+    assert round(settings.model.mamba.expand * d_model) == inner
+
+
 def test_fine_grained_law_counts():
     """N = d^2 (8E + 4) n and N_act = 12 d^2 n of arXiv 2402.07871, at any granularity, with d_ff = 4 d and ReLU."""
     for granularity in (1, 4, 16):
