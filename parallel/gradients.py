@@ -11,6 +11,9 @@ from torch.distributed.tensor import DTensor
 from parallel.collectives import all_sum
 from parallel.mesh import Mesh
 
+BLOCK = 256
+"""Elements whose squares are summed in float32 before float64 takes over."""
+
 
 def gradient_norm(parameters: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
     """The 2-norm of all gradients as if they stood on one rank: a float64 scalar, the same on every rank.
@@ -25,9 +28,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
             local_gradients[_num_copies(parameter, mesh)].append(parameter.grad.to_local())
     squares = torch.zeros((), dtype=torch.float64, device=mesh.device_type)
     for num_copies, gradients in local_gradients.items():
-        # In float32 the sum of a large tensor's squares loses digits, and others where shards are smaller.
-        norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)
-        squares += torch.stack(norms).square().sum() / num_copies
+        squares += torch.stack(_norms(gradients)).square().sum() / num_copies
     return all_sum(squares, dist.group.WORLD).sqrt()
 
 
@@ -51,6 +52,23 @@ def first_nonfinite_gradient(named_parameters: Iterable[tuple[str, nn.Parameter]
     found = [None] * dist.get_world_size()
     dist.all_gather_object(found, bad)
     return min((entry for entry in found if entry), default=(0, None))[1]
+
+
+def _norms(gradients: list[Tensor]) -> list[Tensor]:
+    """The 2-norm of each tensor, float64.
+
+    In float32 the sum of a large tensor's squares loses digits, and others where shards are smaller; short sums do not.
+    """
+    if gradients[0].device.type == "cpu":  # asked for float64, PyTorch copies each tensor there
+        return [_norm_by_blocks(gradient) for gradient in gradients]
+    return torch._foreach_norm(gradients, 2, dtype=torch.float64)
+
+
+def _norm_by_blocks(tensor: Tensor) -> Tensor:
+    flat = tensor.reshape(-1)
+    whole, rest = flat.split([len(flat) - len(flat) % BLOCK, len(flat) % BLOCK])
+    norms = torch.linalg.vector_norm(whole.view(-1, BLOCK), dim=1)
+    return torch.linalg.vector_norm(torch.cat([norms, rest]), dtype=torch.float64)
 
 
 def _num_copies(parameter: DTensor, mesh: Mesh) -> int:
