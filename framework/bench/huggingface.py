@@ -1,83 +1,88 @@
-"""The same model and step in Hugging Face transformers: Qwen3-MoE with grouped_mm experts."""
+"""The same model in Hugging Face transformers, built of the recipe through the tables of `framework.convert`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from framework.convert.choose import choose
+from framework.convert.factors import factors
+from framework.convert.fields import Facts
 from framework.errors import UserError
+from framework.model import build_language_model
+from framework.parametrization import initialize, widths
 
 if TYPE_CHECKING:
-    from framework.data.batches import TrainData
-    from framework.recipe import Architecture, Loaded
+    from framework.convert.target import Target
+    from framework.recipe import Loaded
+
+EXPERTS = "grouped_mm"
+"""How transformers is to compute experts: one product for all of them, its fastest."""
+
+NEUTRAL = {"load_balance_weight": 0.0, "z_loss_weight": 0.0, "capacity_factor": None, "selection_bias_rate": 0.0}
+"""Fields of experts that change training and not the trained model: the tables do not look at them."""
 
 
 def twin(loaded: Loaded) -> nn.Module:
-    """Qwen3MoeForCausalLM of the recipe's sizes, float32. Raises UserError naming what it cannot express."""
-    architecture = loaded.architecture
-    if missing := differences(architecture):
-        raise UserError(f"--compare hf: Qwen3-MoE cannot express {'; '.join(missing)}")
+    """The recipe's model as transformers has it, float32 on the CPU, with the weights that training begins with.
+
+    Raises UserError naming what no model of theirs can express, or what of the training it would leave out.
+    """
+    if missing := differences(loaded):
+        raise UserError(f"--compare hf: transformers' training has no {'; '.join(missing)}")
     try:
-        from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+        target = choose(loaded)
+    except UserError as error:
+        raise UserError(f"--compare hf: {error}") from None
+    try:
+        import transformers
     except ImportError:
         raise UserError("--compare hf needs the package transformers: pip install 'upmix[hf]'") from None
-    model = architecture.model
-    attention, moe = (sublayer.settings for sublayer in list(architecture.sublayers())[:2])
-    config = Qwen3MoeConfig(
-        vocab_size=model.vocab_size, hidden_size=model.d_model, num_hidden_layers=len(architecture.layers) // 2,
-        num_attention_heads=attention.num_heads, num_key_value_heads=attention.num_kv_heads,
-        head_dim=attention.head_dim, attention_bias=attention.qkv_bias, rms_norm_eps=model.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": attention.rope_base},
-        max_position_embeddings=loaded.recipe.data.seq_len, num_experts=moe.num_experts, num_experts_per_tok=moe.top_k,
-        moe_intermediate_size=moe.d_expert, norm_topk_prob=moe.normalize_top_k, mlp_only_layers=[],
-        decoder_sparse_step=1, tie_word_embeddings=model.tie_embeddings, use_cache=False, output_router_logits=False,
+    model_class = getattr(transformers, target.model_class)
+    facts = Facts(loaded.architecture, loaded.recipe.data.seq_len, None, "float32")
+    config = model_class.config_class.from_dict(target.write_config(facts))
+    config.use_cache = False
+    model, told = model_class.from_pretrained(
+        None, config=config, state_dict=their_weights(loaded, target), dtype=torch.float32,
+        output_loading_info=True, **({"experts_implementation": EXPERTS} if _has_experts(loaded) else {}),
     )
-    config._experts_implementation = "grouped_mm"
-    return Qwen3MoeForCausalLM(config)
+    wrong = sorted({*told["missing_keys"], *told["unexpected_keys"]})
+    assert not wrong, f"{target.model_class} misses or ignores {wrong}"
+    return model
 
 
-def differences(architecture: Architecture) -> list[str]:
-    """What of an architecture Qwen3-MoE does not have, a few words each."""
-    model, sublayers = architecture.model, list(architecture.sublayers())
-    if [sublayer.kind for sublayer in sublayers] != ["attention", "moe"] * (len(sublayers) // 2):
-        return ["a pattern other than (*E)xN"]
-    neutral = type(model.multipliers)()
-    found = [] if model.norm == "rmsnorm" else [f"norm {model.norm}"]
-    found += [] if model.multipliers == neutral else ["multipliers"]
-    for sublayer in sublayers:
-        s = sublayer.settings
-        if sublayer.kind == "attention":
-            wanted = {"qk_norm": "head", "rope": True, "rope_fraction": 1.0, "rope_scaling": None, "window": None}
-        else:
-            wanted = {"activation": "swiglu", "router": "softmax_topk", "selection_bias_rate": 0.0, "gate_scale": 1.0,
-                      "capacity_factor": None, "num_shared_experts": 0, "output_norm": False,
-                      "load_balance_weight": 0.0, "z_loss_weight": 0.0}
-        found += [f"{name} {getattr(s, name)}" for name, value in wanted.items() if getattr(s, name) != value]
+def differences(loaded: Loaded) -> list[str]:
+    """What of a recipe's training the twin's steps do not have, a few words each."""
+    recipe = loaded.recipe
+    found = [f"{name} {getattr(sublayer.settings, name)}" for sublayer in loaded.architecture.sublayers()
+             if sublayer.kind == "moe" for name, value in NEUTRAL.items() if getattr(sublayer.settings, name) != value]
+    found += ["isolated documents"] if recipe.data.isolate_documents else []
+    found += [f"recompute {recipe.training.recompute}"] if recipe.training.recompute != "none" else []
     return list(dict.fromkeys(found))
 
 
-def twin_steps(loaded: Loaded, data: TrainData, device: torch.device) -> Callable[[], None]:
-    """A function that takes the twin's next AdamW step (fused, clipped) on the batches that the recipe's steps have."""
-    recipe = loaded.recipe
-    model = twin(loaded).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.optim.lr, betas=recipe.optim.betas,
-                                  eps=recipe.optim.eps, weight_decay=recipe.optim.weight_decay, fused=True)
-    done = 0
+@torch.no_grad()
+def their_weights(loaded: Loaded, target: Target) -> dict[str, Tensor]:
+    """The recipe's initial weights under the target's names, as a checkpoint of theirs would hold them."""
+    architecture, recipe = loaded.architecture, loaded.recipe
+    rules = widths(recipe, architecture)
+    model = build_language_model(architecture, rules)
+    initialize(model, recipe.parametrization.init, recipe.training.seed, rules)
+    ours, folded = model.state_dict(), factors(loaded, target.holds_multipliers)
+    found = {}
+    for piece in target.pieces(architecture):
+        tensors = [ours[name] * folded.get(name, 1.0) for name in piece.ours]
+        theirs = piece.transform.to_theirs(tensors)
+        found |= {name: tensor.contiguous() for name, tensor in zip(piece.theirs, theirs, strict=True)}
+    return found
 
-    def step() -> None:
-        nonlocal done
-        tokens_BS = torch.from_numpy(data.batch(done * recipe.data.batch_size, recipe.data.batch_size)).to(device)
-        done += 1
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.training.dtype == "bfloat16"):
-            # transformers shifts the labels itself; the ignored last position keeps both at the same tokens.
-            loss = model(input_ids=tokens_BS[:, :-1], labels=tokens_BS[:, :-1]).loss
-        loss.backward()
-        if recipe.optim.clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
 
-    return step
+def loss(model: nn.Module, tokens_BS: Tensor, targets_BS: Tensor) -> Tensor:
+    """The mean cross entropy of the targets, in nats a token."""
+    return model(input_ids=tokens_BS, labels=targets_BS, shift_labels=targets_BS).loss
+
+
+def _has_experts(loaded: Loaded) -> bool:
+    return any(sublayer.kind == "moe" for sublayer in loaded.architecture.sublayers())

@@ -1,6 +1,7 @@
 """What the device can do at most, as measured here: the rate of one large matrix product."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -12,18 +13,18 @@ def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
     """Best of several products of two square matrices, 2 * n^3 operations each, with the threads that torch has now."""
     size = SIZE[device.type]
     left, right = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
-    return max(2 * size**3 / _seconds(lambda: left @ right, device) for _ in range(REPEATS))
+    return max(2 * size**3 / seconds_of(lambda: left @ right, device) for _ in range(REPEATS))
 
 
-def _seconds(work, device: torch.device) -> float:
-    synchronize(device)
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """How long the work takes, until the device has done it."""
+    _synchronize(device)
     begin = time.perf_counter()
     work()
-    synchronize(device)
+    _synchronize(device)
     return time.perf_counter() - begin
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ from framework.training.peers import Peers
 from framework.training.preconditions import mesh_sizes
 from framework.training.setup import build_model, build_optimizer, open_data_together
 from framework.training.signals import StopRequest
-from framework.training.trainer import Trainer
+from framework.training.trainer import StepResult, Trainer
 from parallel import Mesh
 
 if TYPE_CHECKING:
@@ -29,14 +28,19 @@ def make_trainer(loaded: Loaded, device: torch.device) -> Trainer:
     return Trainer(recipe, make_budget(recipe.data, recipe.training), mesh, model, optimizer, data)
 
 
-def training_steps(trainer: Trainer) -> Callable[[], None]:
-    """A function that takes the next step; after the recipe's last one it starts over."""
-    request = StopRequest()
-    done = 0
+class TrainingSteps:
+    """Takes a trainer's steps one after the other; after the recipe's last one it starts over. done: how many."""
 
-    def step() -> None:
-        nonlocal done
-        trainer.step(done % trainer.budget.num_steps + 1, request)
-        done += 1
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._request = StopRequest()
+        self.done = 0
 
-    return step
+    def next(self) -> StepResult:
+        """Take the next step."""
+        self.done += 1
+        return self.numbered((self.done - 1) % self.trainer.budget.num_steps + 1)
+
+    def numbered(self, step: int) -> StepResult:
+        """Take a step by its number in the recipe (1..num_steps)."""
+        return self.trainer.step(step, self._request)

@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 from framework.bench.kernels.options import FLAGS, ONLY
-from framework.cli.ranks import start_ranks
+from framework.cli.progress import bar
 from framework.errors import UserError
 
 app = typer.Typer(help="Measure throughput.", no_args_is_help=True)
-PEERS = ("hf",)
+PEERS = ("hf", "megatron")
 
 
 @app.callback()
@@ -27,27 +27,39 @@ def group() -> None:
 def train(
     recipe: Annotated[str, typer.Argument(help="a recipe's name or file")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="fields to change")] = None,
-    compare: Annotated[str | None, typer.Option(help="hf: the same model in transformers, in the same run")] = None,
+    compare: Annotated[str | None, typer.Option(
+        metavar="hf,megatron", help="the same model in transformers, in megatron-core (on a GPU), in the same run"
+    )] = None,
     steps: Annotated[int, typer.Option(min=1, help="optimizer steps of a round")] = 5,
-    pairs: Annotated[int, typer.Option(min=1, help="rounds; with a peer, pairs of rounds")] = 5,
+    pairs: Annotated[int, typer.Option(min=1, help="rounds; with a peer, pairs of rounds")] = 7,
+    routing: Annotated[str, typer.Option(
+        metavar="both|real|balanced", help="the router's own choices, even ones, or further rounds with even ones"
+    )] = "both",
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Time whole optimizer steps of a recipe, on as many ranks as its layout has."""
+    """Time whole optimizer steps of a recipe, on as many ranks as its layout has, and where the time goes."""
+    from framework.bench import ContestantFailure, bench_train
+    from framework.data import open_data
     from framework.recipe import load_recipe, require_runnable
-    from framework.training.preconditions import mesh_sizes
+    from framework.training.preconditions import mesh_sizes, require_packages
     from parallel import find_place
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded, place = load_recipe(recipe, overrides or []), find_place()
     require_runnable(loaded)
-    world = mesh_sizes(loaded.recipe.parallel).world
-    if compare not in (None, *PEERS):
-        raise UserError(f"--compare {compare} is not known; allowed: {', '.join(PEERS)}")
-    if compare is not None and world > 1:
-        raise UserError(f"--compare {compare} runs on one rank; the recipe's layout has {world}")
-    place = find_place()
-    if place is None:
-        sys.exit(start_ranks(world))
-    _be_a_rank(place, loaded, steps, pairs, compare, as_json)
+    require_packages(loaded.recipe)
+    options = _options(compare, steps, pairs, routing, mesh_sizes(loaded.recipe.parallel).world, place is None)
+    arguments = recipe, overrides or [], loaded, options
+    if place is not None:
+        _be_a_rank(place, arguments, as_json)
+        return
+    open_data(loaded.recipe.data, loaded.recipe.model.vocab_size, loaded.recipe.training.seed)
+    try:
+        with bar("bench", options.num_turns(loaded)) as advance:
+            found = bench_train(*arguments, advance)
+    except ContestantFailure as error:
+        print(f"upmix: {error}", file=sys.stderr)
+        sys.exit(1)
+    _print(found, as_json)
 
 
 @app.command("kernels")
@@ -68,23 +80,37 @@ def kernels(
     sys.exit(subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode)
 
 
-def _be_a_rank(place, loaded, steps: int, pairs: int, compare: str | None, as_json: bool) -> None:
-    from framework.bench import bench_train
+def _options(compare: str | None, steps: int, pairs: int, routing: str, world: int, alone: bool):
+    from framework.bench import ROUTINGS, Options
+
+    peers = tuple(dict.fromkeys(compare.split(","))) if compare is not None else ()
+    for peer in peers:
+        if peer not in PEERS:
+            raise UserError(f"--compare {peer} is not known; allowed: {', '.join(PEERS)}")
+    if routing not in ROUTINGS:
+        raise UserError(f"--routing {routing} is not known; allowed: {', '.join(ROUTINGS)}")
+    if peers and world > 1:
+        raise UserError(f"--compare {compare} runs on one rank; the recipe's layout has {world}")
+    if peers and not alone:
+        raise UserError(f"--compare {compare} starts processes of its own; allowed: without torchrun or srun")
+    if peers and routing == "balanced":
+        raise UserError(f"--routing balanced: peers route as their weights say; allowed with --compare {compare}: "
+                        "both, real")
+    return Options(steps, pairs, peers, routing)
+
+
+def _be_a_rank(place, arguments: tuple, as_json: bool) -> None:
+    from framework.bench import bench_as_rank
     from parallel import choose_device, join
 
     device = choose_device(place)
-    leads = place.rank == 0
     with join(place, device):
-        measured = bench_train(loaded, device, steps, pairs, compare,
-                               lambda line: print(line, file=sys.stderr) if leads else None)
-    if not leads:
-        return
-    if as_json:
-        print(json.dumps(asdict(measured)))
-        return
-    rate, peak = measured.model_flops_per_second / 1e9, measured.peak_flops_per_second / 1e9
-    print(f"{measured.tokens_per_second:,.0f} tokens/s, {rate:,.1f} model GFLOP/s: {measured.mfu:.0%} of the "
-          f"{peak:,.1f} GFLOP/s of a large matrix product here")
-    for name, peer in measured.peers.items():
-        print(f"{peer['median_ratio']:.2f} times {name} ({peer['tokens_per_second']:,.0f} tokens/s; median of {pairs} "
-              "pairs)")
+        found = bench_as_rank(*arguments, device)
+    if place.rank == 0:
+        _print(found, as_json)
+
+
+def _print(found, as_json: bool) -> None:
+    from framework.bench import lines
+
+    print(json.dumps(asdict(found), indent=1) if as_json else "\n".join(lines(found)))
