@@ -1,4 +1,4 @@
-"""`upmix convert to-hf|from-hf`: a run's weights to Hugging Face transformers, and theirs to a new run."""
+"""`upmix convert`: weights of a run to other layouts, and of those to a new run."""
 
 import json
 import re
@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from framework.cli import convert_llm_random
 from framework.cli.names import folder_name
 from framework.errors import UserError
 
-app = typer.Typer(help="Convert checkpoints to and from Hugging Face transformers.", no_args_is_help=True)
+app = typer.Typer(help="Convert checkpoints to and from Hugging Face transformers and Megatron-Core, from llm-random "
+                  "and nano.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -48,10 +50,49 @@ def from_hf(
     """Make a run folder with a model of transformers as its first checkpoint, for `upmix train ... --resume`."""
     from framework import convert
 
-    path = Path(name)
-    path = path.parent / folder_name(path.name, name) if "/" in name else runs_dir / folder_name(name, name)
-    report = convert.from_hf(folder, path, overrides or [])
+    report = convert.from_hf(folder, _run_path(name, runs_dir), overrides or [])
     print(json.dumps(report) if as_json else _made(report))
+
+
+@app.command("to-megatron")
+def to_megatron(
+    source: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="run folder, or RUN/checkpoints/step_N")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="new folder, for Megatron-LM's --load")],
+    verify: Annotated[bool, typer.Option("--verify", help="load in Megatron-Core and compare logits")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    spec: Annotated[str, typer.Option(help="layer specification that loads it: te (usual) or local")] = "te",
+    step: Annotated[int | None, typer.Option(help="checkpoint to take; default: the newest good one")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a folder that Megatron-LM loads (torch_dist), from a checkpoint of any layout."""
+    from framework.convert import megatron
+    from framework.surgery import find_source
+
+    report = megatron.to_megatron(find_source(source, step), out, megatron.Options(spec, dtype, verify))
+    print(json.dumps(report) if as_json else _told_megatron(report))
+
+
+@app.command("from-megatron")
+def from_megatron(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="of Megatron-LM's --save, or one checkpoint in it")],
+    name: Annotated[str, typer.Argument(help="of the new run: a plain name under --runs-dir, or a path")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="of its recipe")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="where run folders stand")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a run folder with a torch_dist checkpoint of Megatron-LM as its first, for `upmix train ... --resume`."""
+    from framework.convert import megatron
+
+    report = megatron.from_megatron(folder, _run_path(name, runs_dir), overrides or [])
+    print(json.dumps(report) if as_json else _made(report | {"model_type": report["model_class"]}))
+
+
+convert_llm_random.register(app)
+
+
+def _run_path(name: str, runs_dir: Path) -> Path:
+    path = Path(name)
+    return path.parent / folder_name(path.name, name) if "/" in name else runs_dir / folder_name(name, name)
 
 
 def _bytes(text: str) -> int:
@@ -73,10 +114,23 @@ def _told(report: dict) -> str:
     return "\n".join(lines)
 
 
+def _told_megatron(report: dict) -> str:
+    lines = [f"{report['out']}: {report['target']}, from step {report['step']} of {report['source']}: "
+             f"{report['num_tensors']} tensors, {report['num_bytes']:,} bytes of {report['dtype']}, for layer "
+             f"specification {report['spec']}", f"tokenizer: {report['tokenizer'] or 'none'}",
+             f"arguments of Megatron-LM: {' '.join(report['arguments'])}"]
+    lines += [f"caution: {text}" for text in report["cautions"]]
+    if (verified := report.get("verified")) is not None:
+        lines.append(f"verified: logits in Megatron-Core's own modules, on this CPU, differ by at most "
+                     f"{verified['max_abs']:.3g}, {verified['relative']:.3g} of the largest")
+    return "\n".join(lines)
+
+
 def _made(report: dict) -> str:
     run = Path(report["run"])
     lines = [f"{run}: step 0, {report['num_tensors']} tensors of {report['source']}, a {report['model_type']}; pattern "
              f"{report['pattern']}; tokenizer: {report['tokenizer'] or 'none'}"]
+    lines += [f"caution: {text}" for text in report.get("cautions", ())]
     if report["has_data"]:
         lines.append(f"next: upmix train {run / 'recipe.yaml'} --name {run.name} --runs-dir {run.parent} --resume")
     else:

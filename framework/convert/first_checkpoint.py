@@ -11,6 +11,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
+from framework.convert.allocator import give_back_large_blocks
 from framework.recipe import Architecture, parameters
 from framework.training.checkpoint import Manifest, checkpoint_folder
 from framework.training.checkpoint.manifest import file_facts, write_manifest
@@ -26,6 +27,7 @@ def write_first_checkpoint(
     is held at a time, which `Checkpointer`, made to save what is in memory, cannot promise. Whoever makes the run
     folder sees to it that it is whole or not there.
     """
+    give_back_large_blocks()
     tensors = {f"model.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
     for parameter in parameters(architecture):
         for key, shape in (("step", ()), ("exp_avg", parameter.shape), ("exp_avg_sq", parameter.shape)):

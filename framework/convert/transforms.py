@@ -48,6 +48,26 @@ class Concat:
         return list(theirs[0].split([shape[self.dim] for shape in shapes], self.dim))
 
 
+@dataclass(frozen=True)
+class GroupedHeads:
+    """Queries, keys and values in one: of each group its query heads, then its key head, then its value head.
+
+    Ours are q [H * P, ...], k and v [G * P, ...]; theirs is [G * (H / G + 2) * P, ...], P being `head_dim`.
+    """
+
+    head_dim: int
+
+    def to_theirs(self, ours: list[Tensor]) -> list[Tensor]:
+        num_groups = ours[1].shape[0] // self.head_dim
+        return [torch.cat([tensor.unflatten(0, (num_groups, -1)) for tensor in ours], 1).flatten(0, 1)]
+
+    def to_ours(self, theirs: list[Tensor], shapes: Shapes) -> list[Tensor]:
+        num_groups = shapes[1][0] // self.head_dim
+        grouped = theirs[0].unflatten(0, (num_groups, -1))
+        parts = grouped.split([shape[0] // num_groups for shape in shapes], 1)
+        return [part.flatten(0, 1) for part in parts]
+
+
 class Unstack:
     """A stack of ours [E, ...] is E tensors of theirs."""
 

@@ -47,7 +47,7 @@ def verify(source: Source, step: int, folder: Path, weights: Weights) -> dict[st
         raise UserError(f"--verify: transformers misses or ignores {wrong[0]} ({len(wrong)} tensors); nothing written")
     ours = load_run(source.run, step).model
     if weights.dtype is not torch.float32:
-        _round(ours, weights)
+        round_as_written(ours, weights)
     generator = torch.Generator().manual_seed(0)
     tokens_BS = torch.randint(source.loaded.recipe.model.vocab_size, (BATCH, LENGTH), generator=generator)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def _quiet(logs: Any) -> Iterator[None]:
             logs.enable_progress_bar()
 
 
-def _round(model: torch.nn.Module, weights: Weights) -> None:
+def round_as_written(model: torch.nn.Module, weights: Weights) -> None:
     """Give parameters the values that were written of them."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():

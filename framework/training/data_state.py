@@ -69,7 +69,13 @@ def _facts(data: DataSet) -> dict[str, Any]:
 def _store_tokenizer(data: DataSet, folder: Path) -> None:
     """Copy the tokenizer into the run folder, which then generates text on its own."""
     if data.tokenizer is not None:
-        shutil.copyfile(data.tokenizer.path, folder / f"tokenizer{data.tokenizer.path.suffix}")
+        _copy(data.tokenizer.path, folder / f"tokenizer{data.tokenizer.path.suffix}")
         config = data.tokenizer.path.with_name("tokenizer_config.json")
         if data.tokenizer.path.suffix == ".json" and config.is_file():
-            shutil.copyfile(config, folder / config.name)
+            _copy(config, folder / config.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The recipe may name the run folder's own file, which stays."""
+    if not (target.exists() and target.samefile(source)):
+        shutil.copyfile(source, target)

@@ -199,3 +199,19 @@ def write(run: Path, out: Path, **options) -> dict:
 
 def read(folder: Path, run: Path, *overrides: str) -> dict:
     return from_hf(folder, run, overrides)
+
+
+def reshard_on_rank(run: Path, layout: tuple[str, ...]) -> None:
+    """Load a run's newest checkpoint on a layout, as a resume does, and save it from there as step 1."""
+    from framework.training.checkpoint import Checkpointer, model_tensors, optimizer_tensors
+    from framework.training.peers import Peers
+    from framework.training.preconditions import mesh_sizes
+    from framework.training.setup import build_model, build_optimizer
+    from parallel import Mesh
+
+    loaded = load_recipe(str(run / "recipe.yaml"), layout)
+    model = build_model(loaded, Mesh(mesh_sizes(loaded.recipe.parallel), "cpu"), torch.device("cpu"))
+    tensors = model_tensors(model) | optimizer_tensors(model, build_optimizer(loaded, model))
+    with Checkpointer(run / "checkpoints", Peers()) as checkpointer:
+        assert checkpointer.load_newest(tensors).step == 0
+        checkpointer.save(1, tensors, {}, background=False)

@@ -33,14 +33,14 @@ ALLOWED = frozenset({
 def read_metadata(file: IO[bytes]) -> described.Metadata:
     """What tensors there are and where their parts stand. Raises DamagedCheckpoint for anything else."""
     try:
-        return _metadata(_Reader(file).load())
+        return metadata_of(MetadataReader(file).load())
     except DamagedCheckpoint:
         raise
     except Exception as error:
         raise DamagedCheckpoint(f".metadata cannot be read ({type(error).__name__})") from None
 
 
-class _Noted:
+class Noted:
     """Stands for an instance: the arguments and the state that the pickle gave it. Its class's name is the original's.
 
     The unpickler sets attributes only of what has no `__setstate__`.
@@ -49,7 +49,7 @@ class _Noted:
     args: tuple[Any, ...]
     state: Any = None
 
-    def __new__(cls, *args: Any) -> "_Noted":
+    def __new__(cls, *args: Any) -> "Noted":
         noted = super().__new__(cls)
         noted.args = args
         return noted
@@ -58,20 +58,23 @@ class _Noted:
         self.state = state
 
 
-class _Reader(pickle.Unpickler):
+class MetadataReader(pickle.Unpickler):
+    """Makes a `Noted` of every class in ALLOWED. Raises DamagedCheckpoint for any other."""
+
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
-        self._classes: dict[tuple[str, str], type[_Noted]] = {}
+        self._classes: dict[tuple[str, str], type[Noted]] = {}
 
-    def find_class(self, module: str, name: str) -> type[_Noted]:
+    def find_class(self, module: str, name: str) -> type[Noted]:
         if (module, name) not in ALLOWED:
             raise DamagedCheckpoint(f".metadata names {module}.{name}, which no checkpoint of tensors needs")
         if (module, name) not in self._classes:
-            self._classes[module, name] = type(name, (_Noted,), {})
+            self._classes[module, name] = type(name, (Noted,), {})
         return self._classes[module, name]
 
 
-def _metadata(root: Any) -> described.Metadata:
+def metadata_of(root: Any) -> described.Metadata:
+    """What a reader made, as metadata. Raises DamagedCheckpoint, or whatever a wrong type does."""
     fields = _state(root, "Metadata")
     entries, places = (_typed(fields[name], dict) for name in ("state_dict_metadata", "storage_data"))
     return described.Metadata(
@@ -120,7 +123,7 @@ def _number(value: Any) -> int:
 
 
 def _state(noted: Any, name: str, kind: type = dict) -> Any:
-    if not isinstance(noted, _Noted) or type(noted).__name__ != name:
+    if not isinstance(noted, Noted) or type(noted).__name__ != name:
         raise DamagedCheckpoint(f".metadata has something else where {name} belongs")
     return _typed(noted.state, kind)
 

@@ -31,8 +31,8 @@ def give(upmix, folder, monkeypatch):
 
 def test_the_pages_commands_work_in_their_order(give, folder):
     commands = [shlex.split(line.strip())[2:] for line in PAGE.read_text().splitlines()
-                if line.startswith("    upmix convert ")]
-    assert len(commands) == 5
+                if re.match("    upmix convert (to|from)-(hf|megatron) ", line)]
+    assert len(commands) == 7
     for words in commands:
         if any(word.startswith("data.corpus") for word in words):
             words = [word for word in words if "=" not in word]  # the data of a page's example is not here

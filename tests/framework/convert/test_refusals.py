@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from framework.convert.architectures import TARGETS
 from framework.convert.fields import Facts
-from framework.convert.read_hf import _nested
+from framework.convert.imported import nested
 from framework.convert.table import our_tensors
 from framework.errors import UserError
 from framework.recipe import load_recipe
@@ -221,7 +221,7 @@ def assert_told_back(target, fields: dict) -> None:
     """What the target's config says of the recipe's model reads as a model of the same tensors."""
     shape = architecture(Model(d_model=32, vocab_size=VOCAB, **fields))
     config = json.loads(json.dumps(target.write_config(Facts(shape, 64, 1, "float32"))))
-    told = _nested(target.read_config(config))
+    told = nested(target.read_config(config))
     told.setdefault("moe", {})["selection_bias_rate"] = fields["moe"].get("selection_bias_rate", 0.0)
     back = architecture(Model(**told))
     assert our_tensors(back) == our_tensors(shape), target.model_type

@@ -22,29 +22,13 @@ from tests.helpers.conversion import (
     load_theirs,
     make_run,
     read,
+    reshard_on_rank,
     their_case,
     weights_of,
     write,
 )
 from tests.helpers.runs import train_on_rank, write_corpus
 from tests.helpers.upcycling import state
-
-
-def reshard_on_rank(run: Path, layout: tuple[str, ...]) -> None:
-    """Load a run's newest checkpoint on a layout, as a resume does, and save it from there as step 1."""
-    from framework.training.checkpoint import Checkpointer, model_tensors, optimizer_tensors
-    from framework.training.peers import Peers
-    from framework.training.preconditions import mesh_sizes
-    from framework.training.setup import build_model, build_optimizer
-    from parallel import Mesh
-
-    loaded = load_recipe(str(run / "recipe.yaml"), layout)
-    model = build_model(loaded, Mesh(mesh_sizes(loaded.recipe.parallel), "cpu"), torch.device("cpu"))
-    tensors = model_tensors(model) | optimizer_tensors(model, build_optimizer(loaded, model))
-    with Checkpointer(run / "checkpoints", Peers()) as checkpointer:
-        assert checkpointer.load_newest(tensors).step == 0
-        checkpointer.save(1, tensors, {}, background=False)
-
 
 QUICK = ("qwen3_moe", "granitemoehybrid", "jamba")
 SHARDED = [pytest.param(case, marks=() if case in QUICK else pytest.mark.full) for case in THEIRS]
