@@ -1,4 +1,4 @@
-"""`upmix eval RUN`: loss of a run over its validation set."""
+"""`upmix eval RUN`: loss of a run over its validation set, and downstream tasks."""
 
 import json
 from pathlib import Path
@@ -8,34 +8,72 @@ import typer
 
 from framework.errors import UserError
 
+BOOTSTRAP = 100_000  # as lm-eval's own command
+
 
 def command(
-    run: Annotated[Path, typer.Argument(help="run folder")],
+    run: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="run folder; with --tasks also one of Hugging Face")],
     step: Annotated[int | None, typer.Option(help="checkpoint to take; default: the newest good one")] = None,
+    tasks: Annotated[str | None, typer.Option(help="of lm-eval, joined by commas (extra hf)")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="documents of each task; default: all")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="examples in a prompt; default: the task's")] = None,
+    task_path: Annotated[Path | None, typer.Option(help="folder with further tasks, as lm-eval writes them")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="rows of a task's forward; default: the run's")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Print validation loss in nats a token and bits a byte, in one process."""
+    """Print validation loss in nats a token and bits a byte, and figures of tasks, in one process."""
+    from framework.tasks.conditions import require_package
+    from framework.tasks.exported import is_exported
+
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if not names and (tasks is not None or (limit, num_fewshot, task_path, batch_size) != (None,) * 4):
+        raise UserError("--tasks names no task, and --limit, --num-fewshot, --task-path and --batch-size are for them; "
+                        "allowed: one task or several joined by commas")
+    if names:
+        require_package("--tasks")
+    if is_exported(run):
+        report, table = _exported(run, step, names, limit, num_fewshot, task_path, batch_size)
+    else:
+        report, table = _live(run, step, names, limit, num_fewshot, task_path, batch_size)
+    if as_json:
+        print(json.dumps(report))
+        return
+    if report.get("val_loss") is not None:
+        bits = report["val_bits_per_byte"]
+        print(f"step {report['step']}: validation loss {report['val_loss']:.4f} nats a token"
+              + (f", {bits:.4f} bits per byte" if bits is not None else ""))
+    if table:
+        print(table)
+
+
+def _live(run: Path, step, names, limit, num_fewshot, task_path, batch_size) -> tuple[dict, str]:
     import torch
 
-    from framework.data import open_data
-    from framework.training import evaluate, load_run
-    from framework.training.data_state import refuse_other_data
-    from framework.training.preconditions import mesh_sizes
-    from framework.training.shares import forward_size
+    from framework.tasks import figures, load_tasks, table
+    from framework.training import load_run
+    from framework.training.run_evaluation import has_validation, measure_loss, run_tasks, task_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = load_run(run, step, device)
-    recipe = found.loaded.recipe
-    data = open_data(recipe.data, recipe.model.vocab_size, recipe.training.seed)
-    refuse_other_data(data, run)
-    validation = data.validation
-    if validation.num_windows == 0:
-        raise UserError(f"{run}: nothing is held out (data.validation_fraction={recipe.data.validation_fraction})")
-    batch_size = forward_size(recipe.data, mesh_sizes(recipe.parallel).batch)
-    measured = evaluate(found.model, validation, batch_size, recipe.data.isolate_documents, device)
-    if as_json:
-        print(json.dumps({"step": found.step, **vars(measured), "tokens": validation.num_tokens}))
-    else:
-        bits = measured.val_bits_per_byte
-        print(f"step {found.step}: validation loss {measured.val_loss:.4f} nats a token"
-              + (f", {bits:.4f} bits per byte" if bits is not None else ""))
+    if names:
+        model = task_model(found, run, device, batch_size)
+        loaded = load_tasks(names, task_path, num_fewshot, model.seq_len)
+    report = {"step": found.step, "val_loss": None, "val_bits_per_byte": None, "tokens": None}
+    if not names or has_validation(found):
+        report |= measure_loss(found, run, device)
+    if not names:
+        return report, ""
+    results = run_tasks(model, loaded, limit, BOOTSTRAP)
+    return {**report, "tasks": figures(results)}, table(results)
+
+
+def _exported(folder: Path, step, names, limit, num_fewshot, task_path, batch_size) -> tuple[dict, str]:
+    from framework.tasks import figures, load_tasks, table
+    from framework.tasks.exported import run_exported
+
+    if not names:
+        raise UserError(f"{folder}: a Hugging Face folder; allowed: a run, or --tasks, which lm-eval's own model takes")
+    if step is not None:
+        raise UserError(f"--step {step}: {folder} is a Hugging Face folder, of one step; allowed: no --step")
+    results = run_exported(folder, load_tasks(names, task_path, num_fewshot, None), batch_size, limit, BOOTSTRAP)
+    return {"tasks": figures(results)}, table(results)

@@ -65,11 +65,16 @@ def evaluate(
         if not goes_on():
             complete = False
             break
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    reshard(model)
     if not complete:
         return None
     total = sum_over_ranks(nats).item()
     bits_per_byte = total / math.log(2) / validation.num_bytes if validation.num_bytes else None
     return Evaluation(total / validation.num_tokens, bits_per_byte)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the weights that forwards without a backward have left gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

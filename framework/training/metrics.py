@@ -43,11 +43,11 @@ def cut_rows_after(folder: Path, step: int) -> None:
     write_atomically(path, "".join(kept))
 
 
-def has_row(folder: Path, kind: str, step: int) -> bool:
-    """Whether a row of a kind stands there for a step. Every line must be whole, as `cut_rows_after` leaves them."""
+def kinds_of_rows(folder: Path, step: int) -> frozenset[str]:
+    """Which kinds of rows stand there for a step. Every line must be whole, as `cut_rows_after` leaves them."""
     path = folder / FILE_NAME
     rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return any(row["step"] == step and row["kind"] == kind for row in rows)
+    return frozenset(row["kind"] for row in rows if row["step"] == step)
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from framework.errors import UserError
+from framework.tasks.conditions import require_package
 from parallel import MeshSizes
 
 if TYPE_CHECKING:
@@ -33,3 +34,5 @@ def require_packages(recipe: Recipe) -> None:
         raise UserError("parallel.engine=deepspeed needs the package deepspeed: pip install 'upmix[zero]'")
     if recipe.training.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("training.wandb=true needs the package wandb: pip install 'upmix[wandb]'")
+    if recipe.tasks.names:
+        require_package("tasks.names")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from framework.tasks.results import flat
 
 if TYPE_CHECKING:
     from framework.training.budget import Budget
@@ -30,6 +33,11 @@ def train_row(step: int, result: StepResult, budget: Budget, flops_per_token: fl
 def eval_row(step: int, evaluation: Evaluation) -> dict[str, Any]:
     """What an evaluation measured."""
     return {"kind": "eval", "step": step, **vars(evaluation)}
+
+
+def tasks_row(step: int, by_task: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """The figures of downstream tasks, as TASK/METRIC."""
+    return {"kind": "tasks", "step": step, **flat(by_task)}
 
 
 def experts_row(step: int, result: StepResult) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from framework.training.budget import make_budget
 from framework.training.checkpoint import Checkpointer
 from framework.training.groups import Groups
 from framework.training.loop import Loop
-from framework.training.metrics import cut_rows_after, has_row
+from framework.training.measurements import measurements
+from framework.training.metrics import cut_rows_after, kinds_of_rows
 from framework.training.setup import build_model, build_optimizer
 from framework.training.slides import list_slides
 from framework.training.trainer import Progress, Trainer
@@ -25,6 +26,7 @@ from framework.training.trainer import Progress, Trainer
 if TYPE_CHECKING:
     from framework.data import DataSet
     from framework.recipe import Loaded
+    from framework.tasks.harness import TaskSet
     from framework.training.signals import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -32,15 +34,15 @@ logger = logging.getLogger(__name__)
 
 class Run:
     """Everything that a run is made of, on one rank. Stopped is raised on all ranks where one was asked to stop before
-    the first step: `request` is this rank's.
+    the first step: `request` is this rank's. tasks: the recipe's, on rank 0.
     """
 
     def __init__(
         self, loaded: Loaded, path: Path, groups: Groups, console: Console, device: torch.device, data: DataSet,
-        request: StopRequest,
+        request: StopRequest, tasks: TaskSet | None = None,
     ) -> None:
         self.loaded, self.recipe, self.path, self.console = loaded, loaded.recipe, path, console
-        self.peers, self.request, mesh = groups.peers, request, groups.mesh
+        self.peers, self.request, self.tasks, mesh = groups.peers, request, tasks, groups.mesh
         self.budget = make_budget(self.recipe.data, self.recipe.training)
         model = build_model(loaded, mesh, device)
         leave_if_asked(self.peers, request)
@@ -56,16 +58,17 @@ class Run:
         leave_if_asked(self.peers, self.request)
         first_step = self._restore() + 1
         leave_if_asked(self.peers, self.request)
-        self._cut_rows(first_step - 1)
+        measured = self._cut_rows(first_step - 1)
         facts = sizes(self.loaded.architecture, self.recipe.data.seq_len)
         logger.info("%s: %s parameters, %s active; from step %d to %d on %d ranks", self.path.name,
                     f"{facts['params_total']:,}", f"{facts['params_active']:,}", first_step, self.budget.num_steps,
                     self.peers.count)
         callbacks = self._callbacks(first_step)
         try:
-            loop = Loop(self.trainer, self.checkpointer, callbacks, self.peers, facts["flops_per_token"],
+            between = measurements(self.trainer, self.peers, self.tasks)
+            loop = Loop(self.trainer, self.checkpointer, callbacks, self.peers, between, facts["flops_per_token"],
                         self.branch_steps)
-            return loop.run(first_step, self.request)
+            return loop.run(first_step, self.request, measured)
         finally:
             for callback in callbacks:
                 callback.close()
@@ -90,16 +93,15 @@ class Run:
         trainer.progress = Progress(**manifest.progress)
         return manifest.step
 
-    def _cut_rows(self, step: int) -> None:
-        """Drop the rows past the restored step. An evaluation that has its row is not owed any more: a later run of
-        this one made it, or the trunk that this slide's rows are from.
+    def _cut_rows(self, step: int) -> frozenset[str]:
+        """Drop the rows past the restored step; returns the kinds of those that it has. An evaluation that has its row
+        is not owed any more: a later run of this one made it, or the trunk that this slide's rows are from.
         """
-        def cut() -> bool:
+        def cut() -> frozenset[str]:
             cut_rows_after(self.path, step)
-            return has_row(self.path, "eval", step)
+            return kinds_of_rows(self.path, step)
 
-        if self.peers.lead(cut):
-            self.trainer.progress.owes_evaluation = False
+        return self.peers.lead(cut)
 
     def _callbacks(self, first_step: int) -> list[watchers.Callback]:
         """The sinks of rank 0, and what watches every rank."""

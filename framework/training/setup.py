@@ -1,4 +1,4 @@
-"""The parts of a run: data and model."""
+"""The parts of a run: data, tasks and model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from framework.optim import build_adamw
 from framework.parallelize import parallelize, prepare_for_zero
 from framework.parametrization import initialize, widths
 from framework.recipe.stages import num_stages, stage_layers
+from framework.tasks.conditions import require_token_choice
+from framework.tasks.harness import load_tasks
 from framework.training.peers import Peers
 from parallel import Mesh
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from framework.data import DataSet
     from framework.recipe import Loaded
     from framework.recipe.schema import Recipe
+    from framework.tasks.harness import TaskSet
     from framework.training.signals import StopRequest
 
 
@@ -39,6 +42,29 @@ def open_data_together(recipe: Recipe, peers: Peers, request: StopRequest | None
 
     peers.lead(prepare if request is not None else lambda: opened() and None)
     return opened()
+
+
+def load_tasks_together(
+    loaded: Loaded, data: DataSet, peers: Peers, request: StopRequest
+) -> TaskSet | None:
+    """The recipe's downstream tasks on rank 0, where it has some, with their documents; None elsewhere.
+
+    request: of this rank; a stop signal to rank 0 breaks the loading off, and Stopped is raised on all.
+    Raises UserError, on all ranks, as `load_tasks` does, and where the model or its data have no use for tasks.
+    """
+    settings, found = loaded.recipe.tasks, []
+    if not settings.names:
+        return None
+
+    def load() -> None:
+        require_token_choice(loaded.architecture, "tasks.names")
+        if data.tokenizer is None:
+            raise UserError("tasks.names: the data have no tokenizer; allowed: a data.tokenizer that spells texts")
+        with request.excusing(), request.raising():
+            found.append(load_tasks(settings.names, settings.path, settings.num_fewshot, loaded.recipe.data.seq_len))
+
+    peers.lead(load)
+    return found[0] if found else None
 
 
 def build_model(

@@ -20,7 +20,7 @@ from framework.training.parts import Part, admit_parts
 from framework.training.preconditions import require_packages, require_ranks
 from framework.training.run import Run
 from framework.training.run_folder import Admission, admit, enter
-from framework.training.setup import open_data_together
+from framework.training.setup import load_tasks_together, open_data_together
 from framework.training.signals import BEFORE_TRAINING, Stopped, StopRequest
 
 if TYPE_CHECKING:
@@ -113,11 +113,13 @@ def _train(
     data = open_data_together(loaded.recipe, peers, request)
     require_same_data(data, peers)
     leave_if_asked(peers, request)
+    tasks = load_tasks_together(loaded, data, peers, request)
+    leave_if_asked(peers, request)
     if peers.lead(take_folder) is Admission.FINISHED:
         return 0
     console = Console(stderr=True)
     log_to(console, path if peers.leads else None)
-    run = Run(loaded, path, groups, console, device, data, request)
+    run = Run(loaded, path, groups, console, device, data, request, tasks)
     if not (stopped := run.train()):
         run.finish()
     return stopped

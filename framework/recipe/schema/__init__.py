@@ -4,7 +4,17 @@ from pydantic import Field
 
 from framework.recipe.schema.base import Section, Tags
 from framework.recipe.schema.model import FFN, Attention, Mamba, Model, MoE, Multipliers, RopeScaling, SublayerVariant
-from framework.recipe.schema.run import Checkpoint, Data, Init, Optim, Parallel, Parametrization, RelativeLR, Training
+from framework.recipe.schema.run import (
+    Checkpoint,
+    Data,
+    Init,
+    Optim,
+    Parallel,
+    Parametrization,
+    RelativeLR,
+    Tasks,
+    Training,
+)
 
 FORMAT = 1
 
@@ -20,11 +30,13 @@ class Recipe(Section):
     optim: Optim = Optim()
     parametrization: Parametrization = Parametrization()
     training: Training = Training()
+    tasks: Tasks = Tasks()
     checkpoint: Checkpoint = Checkpoint()
     parallel: Parallel = Parallel()
 
 
 __all__ = [
     "FORMAT", "Attention", "Checkpoint", "Data", "FFN", "Init", "Mamba", "MoE", "Model", "Multipliers", "Optim",
-    "Parallel", "Parametrization", "Recipe", "RelativeLR", "RopeScaling", "Section", "SublayerVariant", "Training",
+    "Parallel", "Parametrization", "Recipe", "RelativeLR", "RopeScaling", "Section", "SublayerVariant",
+    "Tasks", "Training",
 ]

@@ -10,6 +10,13 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Lengths = Annotated[tuple[PositiveInt, ...], BeforeValidator(lambda value: () if value is None else value)]
 
 
+def _names(value: Any) -> Any:
+    """`a,b` as a list; null empties what a file would inherit."""
+    if isinstance(value, str):
+        return tuple(name for part in value.split(",") if (name := part.strip()))
+    return () if value is None else value
+
+
 class Data(Section):
     corpus: str | None = Field(
         None, description="python_stdlib, a raw file, folder or glob, a prepared name or folder, or a .bin/.idx prefix"
@@ -115,6 +122,18 @@ class Training(Section):
     def unit(self) -> Literal["steps", "tokens"] | None:
         """What the length is stated in; None without one."""
         return next((unit for unit in ("steps", "tokens") if getattr(self, unit) is not None), None)
+
+
+class Tasks(Section):
+    """Downstream tasks of lm-eval, on the model as it is trained (extra hf)."""
+
+    names: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_names)] = Field(
+        (), description="tasks, groups or tags of lm-eval, as a list or joined by commas"
+    )
+    every: PositiveInt | None = Field(None, description="steps between runs of the tasks; None: only at the end")
+    limit: PositiveInt | None = Field(None, description="documents of each task; None: all")
+    num_fewshot: NonNegativeInt | None = Field(None, description="examples in a prompt; None: as each task says")
+    path: str | None = Field(None, description="folder with further tasks, as lm-eval writes them")
 
 
 class Checkpoint(Section):

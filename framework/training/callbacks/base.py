@@ -13,7 +13,7 @@ class Callback:
         """A sign of life within a step: one forward of an evaluation is over."""
 
     def row(self, row: dict[str, Any]) -> None:
-        """A row of metrics, as it stands in metrics.jsonl: `kind` is train, eval or experts."""
+        """A row of metrics, as it stands in metrics.jsonl: `kind` is train, eval, tasks or experts."""
 
     def end(self, step: int) -> None:
         """Step `step` is over, its evaluation and the start of its checkpoint included."""

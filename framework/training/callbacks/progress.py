@@ -11,6 +11,7 @@ from framework.training.callbacks.base import Callback
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
+EVALUATIONS = ("eval", "tasks")
 
 
 class ProgressBar(Callback):
@@ -27,7 +28,7 @@ class ProgressBar(Callback):
     def row(self, row: dict[str, Any]) -> None:
         if row["kind"] == "train":
             self._progress.update(self._task, completed=row["step"], description=describe(row))
-        elif row["kind"] == "eval":
+        elif row["kind"] in EVALUATIONS:
             logger.info("step %d: %s", row["step"], describe(row))
 
     def end(self, step: int) -> None:
@@ -46,7 +47,7 @@ class ProgressLines(Callback):
 
     def row(self, row: dict[str, Any]) -> None:
         due = time.monotonic() - self._last > SECONDS_BETWEEN_LINES or row["step"] == self._num_steps
-        if row["kind"] == "eval" or (row["kind"] == "train" and due):
+        if row["kind"] in EVALUATIONS or (row["kind"] == "train" and due):
             self._last = time.monotonic()
             logger.info("step %d of %d: %s", row["step"], self._num_steps, describe(row))
 
@@ -56,4 +57,6 @@ def describe(row: dict[str, Any]) -> str:
     if row["kind"] == "eval":
         bits = row["val_bits_per_byte"]
         return f"validation loss {row['val_loss']:.4f}" + (f", bits per byte {bits:.4f}" if bits is not None else "")
+    if row["kind"] == "tasks":
+        return ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in ("kind", "step"))
     return f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s"

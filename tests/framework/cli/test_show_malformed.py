@@ -61,7 +61,9 @@ def _wrong_values(key):
         return ["1", "maybe", "[1]", "{}"]
     if key == "model.pattern":
         return ["3"]
-    words = ("description", "data.corpus", "data.tokenizer")
+    if key == "tasks.names":
+        return ["3", "[1, 2]", "true", "{a: b}"]
+    words = ("description", "data.corpus", "data.tokenizer", "tasks.path")
     return ["3", "[a, b]", "true"] if key in words else ["zzz", "{a: {b: c}}", ".nan", '"3"']
 
 
