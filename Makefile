@@ -10,14 +10,17 @@ demo: install
 	$(VENV)/bin/upmix train quickstart --name quickstart --resume
 	$(VENV)/bin/upmix generate runs/quickstart "def fibonacci(n):"
 
+# Files of tests go to as many processes as there are cores, at most 4: each has a pool of ranks of its own.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 test: install
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(PARALLEL)
 
 # Every layout of every kind of model too, in both precisions.
 test-all: install
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest -m "full or not full"
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m "full or not full"
 
 # On a SLURM of the tests' own, which is installed first where root and apt allow. Elsewhere they say why they are skipped.
 test-slurm: install
