@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -20,6 +21,15 @@ def ranks() -> Iterator["RankPool"]:  # noqa: F821
     pool = RankPool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(autouse=True)
+def quiet_loggers() -> None:
+    """Runs within this process send the project's lines somewhere, and leave it so: every test starts anew."""
+    for name in ("framework", "parallel", "kernels"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

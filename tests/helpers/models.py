@@ -84,9 +84,11 @@ def log_of(name: str) -> Iterator[list[str]]:
     """What a logger says within the block."""
     lines, handler, logger = [], logging.Handler(), logging.getLogger(name)
     handler.emit = lambda record: lines.append(record.getMessage())
+    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield lines
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
