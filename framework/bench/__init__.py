@@ -10,8 +10,8 @@ Names are looked up when they are asked for: `framework.bench.kernels` must do w
 from parallel.lazy import lazily
 
 _HOMES = {
-    "ContestantFailure": "contestant", "Options": "train", "ROUTINGS": "train", "StepBenchmark": "results",
-    "bench_as_rank": "train", "bench_train": "train", "lines": "table",
+    "ContestantFailure": "contestant", "Options": "train", "PEERS": "peers", "ROUTINGS": "train",
+    "StepBenchmark": "results", "bench_as_rank": "train", "bench_train": "train", "lines": "table",
 }
 __all__ = list(_HOMES)
 __getattr__ = lazily(__name__, _HOMES)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from framework.bench.peers import left_out
 from framework.convert.choose import choose
 from framework.convert.factors import factors
 from framework.convert.fields import Facts
 from framework.errors import UserError
 from framework.model import build_language_model
+from framework.packages import require_package
 from framework.parametrization import initialize, widths
 
 if TYPE_CHECKING:
@@ -21,25 +23,20 @@ if TYPE_CHECKING:
 EXPERTS = "grouped_mm"
 """How transformers is to compute experts: one product for all of them, its fastest."""
 
-NEUTRAL = {"load_balance_weight": 0.0, "z_loss_weight": 0.0, "capacity_factor": None, "selection_bias_rate": 0.0}
-"""Fields of experts that change training and not the trained model: the tables do not look at them."""
-
-
 def twin(loaded: Loaded) -> nn.Module:
     """The recipe's model as transformers has it, float32 on the CPU, with the weights that training begins with.
 
     Raises UserError naming what no model of theirs can express, or what of the training it would leave out.
     """
-    if missing := differences(loaded):
-        raise UserError(f"--compare hf: transformers' training has no {'; '.join(missing)}")
+    if missing := left_out(loaded):
+        raise UserError(f"--compare hf: a peer's steps have no {'; '.join(missing)}")
     try:
         target = choose(loaded)
     except UserError as error:
         raise UserError(f"--compare hf: {error}") from None
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("--compare hf needs the package transformers: pip install 'upmix[hf]'") from None
+    require_package("--compare hf", "transformers")
+    import transformers
+
     model_class = getattr(transformers, target.model_class)
     facts = Facts(loaded.architecture, loaded.recipe.data.seq_len, None, "float32")
     config = model_class.config_class.from_dict(target.write_config(facts))
@@ -51,16 +48,6 @@ def twin(loaded: Loaded) -> nn.Module:
     wrong = sorted({*told["missing_keys"], *told["unexpected_keys"]})
     assert not wrong, f"{target.model_class} misses or ignores {wrong}"
     return model
-
-
-def differences(loaded: Loaded) -> list[str]:
-    """What of a recipe's training the twin's steps do not have, a few words each."""
-    recipe = loaded.recipe
-    found = [f"{name} {getattr(sublayer.settings, name)}" for sublayer in loaded.architecture.sublayers()
-             if sublayer.kind == "moe" for name, value in NEUTRAL.items() if getattr(sublayer.settings, name) != value]
-    found += ["isolated documents"] if recipe.data.isolate_documents else []
-    found += [f"recompute {recipe.training.recompute}"] if recipe.training.recompute != "none" else []
-    return list(dict.fromkeys(found))
 
 
 @torch.no_grad()

@@ -24,6 +24,10 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From a model, tokens and targets (int64 [B, S]) to the mean cross entropy."""
 
 
+NEUTRAL = {"load_balance_weight": 0.0, "z_loss_weight": 0.0, "capacity_factor": None, "selection_bias_rate": 0.0}
+"""Fields of experts that change training and not the trained model: the tables do not look at them."""
+
+
 class Peer:
     """A model that trains as plain PyTorch does, on one device: fused AdamW, clipping, autocast below float32."""
 
@@ -77,6 +81,16 @@ class Peer:
     def _precision(self):
         dtype = getattr(torch, self.recipe.training.dtype)
         return nullcontext() if dtype is torch.float32 else torch.autocast(self.device.type, dtype)
+
+
+def left_out(loaded: Loaded) -> list[str]:
+    """What of a recipe's training a peer's steps do not have, a few words each."""
+    recipe = loaded.recipe
+    found = [f"{name} {getattr(sublayer.settings, name)}" for sublayer in loaded.architecture.sublayers()
+             if sublayer.kind == "moe" for name, value in NEUTRAL.items() if getattr(sublayer.settings, name) != value]
+    found += ["isolated documents"] if recipe.data.isolate_documents else []
+    found += [f"recompute {recipe.training.recompute}"] if recipe.training.recompute != "none" else []
+    return list(dict.fromkeys(found))
 
 
 def hugging_face(loaded: Loaded, device: torch.device) -> Peer:

@@ -15,7 +15,6 @@ from framework.cli.progress import bar
 from framework.errors import UserError
 
 app = typer.Typer(help="Measure throughput.", no_args_is_help=True)
-PEERS = ("hf", "megatron")
 
 
 @app.callback()
@@ -81,12 +80,13 @@ def kernels(
 
 
 def _options(compare: str | None, steps: int, pairs: int, routing: str, world: int, alone: bool):
+    from framework import bench
     from framework.bench import ROUTINGS, Options
 
     peers = tuple(dict.fromkeys(compare.split(","))) if compare is not None else ()
     for peer in peers:
-        if peer not in PEERS:
-            raise UserError(f"--compare {peer} is not known; allowed: {', '.join(PEERS)}")
+        if peer not in bench.PEERS:
+            raise UserError(f"--compare {peer} is not known; allowed: {', '.join(bench.PEERS)}")
     if routing not in ROUTINGS:
         raise UserError(f"--routing {routing} is not known; allowed: {', '.join(ROUTINGS)}")
     if peers and world > 1:

@@ -22,7 +22,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Print validation loss in nats a token and bits a byte, and figures of tasks, in one process."""
-    from framework.tasks.conditions import require_package
+    from framework.packages import require_package
     from framework.tasks.exported import is_exported
 
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
@@ -30,7 +30,7 @@ def command(
         raise UserError("--tasks names no task, and --limit, --num-fewshot, --task-path and --batch-size are for them; "
                         "allowed: one task or several joined by commas")
     if names:
-        require_package("--tasks")
+        require_package("--tasks", "lm-eval")
     if is_exported(run):
         report, table = _exported(run, step, names, limit, num_fewshot, task_path, batch_size)
     else:
@@ -46,7 +46,11 @@ def command(
         print(table)
 
 
-def _live(run: Path, step, names, limit, num_fewshot, task_path, batch_size) -> tuple[dict, str]:
+def _live(
+    run: Path, step: int | None, names: list[str], limit: int | None, num_fewshot: int | None, task_path: Path | None,
+    batch_size: int | None,
+) -> tuple[dict, str]:
+    """The report, and lm-eval's table if there are tasks."""
     import torch
 
     from framework.tasks import figures, load_tasks, table
@@ -67,7 +71,11 @@ def _live(run: Path, step, names, limit, num_fewshot, task_path, batch_size) -> 
     return {**report, "tasks": figures(results)}, table(results)
 
 
-def _exported(folder: Path, step, names, limit, num_fewshot, task_path, batch_size) -> tuple[dict, str]:
+def _exported(
+    folder: Path, step: int | None, names: list[str], limit: int | None, num_fewshot: int | None,
+    task_path: Path | None, batch_size: int | None,
+) -> tuple[dict, str]:
+    """The same of a Hugging Face folder, by lm-eval's own model."""
     from framework.tasks import figures, load_tasks, table
     from framework.tasks.exported import run_exported
 

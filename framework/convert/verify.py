@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from framework.convert.weights import KEPT_FLOAT32
 from framework.errors import UserError
@@ -23,21 +24,29 @@ WITHIN = 1e-5
 BATCH, LENGTH = 2, 19
 
 
-def require_transformers() -> None:
-    """Raise UserError where the package is not installed."""
-    import importlib.util
+def random_tokens(vocab_size: int) -> Tensor:
+    """int64 [BATCH, LENGTH], the same each time."""
+    return torch.randint(vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
 
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError("--verify needs the package transformers: pip install 'upmix[hf]'")
+
+def compare_logits(mine: Tensor, theirs: Tensor, where: str) -> dict[str, float]:
+    """`max_abs`, the largest difference of a logit, and `relative`, that over the largest of mine.
+
+    where: whose the others are. Raises UserError where `relative` is above WITHIN, or not finite.
+    """
+    difference = (mine - theirs).abs().max().item()
+    relative = difference / max(mine.abs().max().item(), torch.finfo(torch.float32).tiny)
+    if not relative <= WITHIN:
+        raise UserError(f"--verify: logits in {where} differ by {difference:.3g}, {relative:.3g} of the largest "
+                        f"(allowed: {WITHIN:g}); nothing written")
+    return {"max_abs": difference, "relative": relative}
 
 
 def verify(source: Source, step: int, folder: Path, weights: Weights) -> dict[str, float]:
     """Compare float32 logits of 2 x 19 random tokens; both models have the weights that were written.
 
-    Returns `max_abs`, the largest difference of a logit, and `relative`, that over the largest logit. Raises UserError
-    where transformers misses or ignores a tensor, or `relative` is above WITHIN.
+    Returns what `compare_logits` does, and raises as it does, or where transformers misses or ignores a tensor.
     """
-    require_transformers()
     import transformers
 
     with _quiet(transformers.logging):
@@ -48,16 +57,10 @@ def verify(source: Source, step: int, folder: Path, weights: Weights) -> dict[st
     ours = load_run(source.run, step).model
     if weights.dtype is not torch.float32:
         round_as_written(ours, weights)
-    generator = torch.Generator().manual_seed(0)
-    tokens_BS = torch.randint(source.loaded.recipe.model.vocab_size, (BATCH, LENGTH), generator=generator)
+    tokens_BS = random_tokens(source.loaded.recipe.model.vocab_size)
     with torch.no_grad():
         mine, other = ours(tokens_BS, Context()), theirs.eval()(tokens_BS, use_cache=False).logits
-    difference = (mine - other).abs().max().item()
-    relative = difference / max(mine.abs().max().item(), torch.finfo(torch.float32).tiny)
-    if not relative <= WITHIN:
-        raise UserError(f"--verify: logits in transformers differ by {difference:.3g}, {relative:.3g} of the largest "
-                        f"(allowed: {WITHIN:g}); nothing written")
-    return {"max_abs": difference, "relative": relative}
+    return compare_logits(mine, other, "transformers")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from framework.convert.tokenizer import find_tokenizer, write_tokenizer
 from framework.convert.weights import Weights
 from framework.errors import UserError
 from framework.files import atomic_folder
+from framework.packages import require_package
 from framework.surgery.reader import SourceReader
 from framework.training.checkpoint import DamagedCheckpoint, checkpoint_folder
 from framework.training.load import choose_step
@@ -62,9 +63,7 @@ def to_hf(source: Source, out: Path, options: Options) -> dict[str, Any]:
     if options.identity_attention:
         architecture = with_identity_layer(architecture, target)
     if options.verify:
-        from framework.convert.verify import require_transformers
-
-        require_transformers()
+        require_package("--verify", "transformers")
     step = choose_step(source.run / "checkpoints", source.step)
     weights = Weights(source.loaded, architecture, target, _reader(source, step), DTYPES[options.dtype])
     tokenizer = find_tokenizer(source.run)

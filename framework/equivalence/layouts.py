@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from framework.errors import UserError
+from framework.packages import require_package
 from framework.recipe.errors import nearest
 from framework.recipe.schema import Parallel
 from framework.training.preconditions import AXES
@@ -62,8 +62,7 @@ def require_engine(layout: Layout, dtype: str) -> None:
     """Raise UserError where a layout's engine is not installed here, or does not compute in a dtype."""
     if layout.parallel.engine != "deepspeed":
         return
-    if importlib.util.find_spec("deepspeed") is None:
-        raise _error(layout.name, "it needs the package deepspeed: pip install 'upmix[zero]'")
+    require_package(f"layout {layout.name!r}: it", "deepspeed")
     if dtype != "float32":
         raise _error(layout.name, f"DeepSpeed keeps weights in float32, not in {dtype}; allowed: --dtype float32")
 

@@ -15,7 +15,6 @@ _HOMES = {
     "Team": "collective",
     "figures": "results",
     "load_tasks": "harness",
-    "require_package": "conditions",
     "require_token_choice": "conditions",
     "table": "results",
 }

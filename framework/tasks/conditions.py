@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +13,6 @@ if TYPE_CHECKING:
 KINDS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice", "generate_until")
 NEW_TOKENS = 256
 """That lm-eval's own models generate where a task does not say."""
-
-
-def require_package(what: str, name: str = "lm-eval") -> None:
-    """Raise UserError, beginning with what asked for it, where a package of the extra hf is not installed."""
-    if importlib.util.find_spec(name.replace("-", "_")) is None:
-        raise UserError(f"{what} needs the package {name}: pip install 'upmix[hf]'")
 
 
 def require_token_choice(architecture: Architecture, what: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework.errors import UserError
-from framework.tasks.conditions import require_package
+from framework.packages import require_package
 from framework.tasks.harness import quiet
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from framework.errors import UserError
+from framework.packages import require_package
 from framework.recipe.errors import nearest
-from framework.tasks.conditions import require_package, require_possible
+from framework.tasks.conditions import require_possible
 
 OLDEST = "0.4.12"
 SEED = 1234
@@ -47,7 +48,7 @@ def load_tasks(names: Sequence[str], path: str | Path | None, num_fewshot: int |
     the model's sequences; None: not known. Raises UserError where lm-eval is missing or too old, for unknown names,
     tasks that cannot be loaded, and as `require_possible` does.
     """
-    require_package("tasks")
+    require_package("tasks", "lm-eval")
     if path is not None and not Path(path).is_dir():
         raise UserError(f"tasks: {path} is no folder; allowed: one with tasks as lm-eval writes them")
     with quiet():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from framework.errors import UserError
-from framework.tasks.conditions import require_package
+from framework.packages import require_package
 from parallel import MeshSizes
 
 if TYPE_CHECKING:
@@ -30,9 +29,9 @@ def require_ranks(layout: Parallel, num_ranks: int) -> None:
 
 def require_packages(recipe: Recipe) -> None:
     """Raise UserError where a package that the recipe asks for is not installed."""
-    if recipe.parallel.engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        raise UserError("parallel.engine=deepspeed needs the package deepspeed: pip install 'upmix[zero]'")
-    if recipe.training.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError("training.wandb=true needs the package wandb: pip install 'upmix[wandb]'")
+    if recipe.parallel.engine == "deepspeed":
+        require_package("parallel.engine=deepspeed", "deepspeed")
+    if recipe.training.wandb:
+        require_package("training.wandb=true", "wandb")
     if recipe.tasks.names:
-        require_package("tasks.names")
+        require_package("tasks.names", "lm-eval")

@@ -60,6 +60,7 @@ OURS = {
     "granitemoehybrid, dense": ("granitemoehybrid", "M-*-", dict(attention=NO_POSITIONS, mamba={"num_groups": 2})),
     "granitemoehybrid, no attention": ("granitemoehybrid", "MEME", {}),
     "nemotron_h": ("nemotron_h", "ME*E-M", RELU2 | dict(moe={"num_shared_experts": 1, **RELU2["moe"]})),
+    "nemotron_h, inner width of its own": ("nemotron_h", "ME*", RELU2 | dict(mamba={"expand": 1.5})),
     "nemotron_h, no attention": ("nemotron_h", "MEME", RELU2),
     "mamba": ("mamba", "mm", {}),
     "mamba, tied": ("mamba", "mm", dict(tie_embeddings=True, mamba={"dt_rank": 3, "expand": 3})),

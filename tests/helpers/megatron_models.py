@@ -77,7 +77,7 @@ def make(case: dict) -> torch.nn.Module:
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
     from megatron.core.transformer import TransformerConfig
 
-    from framework.convert.megatron.build import _stack
+    from framework.convert.megatron.build import own_stack
 
     parallel_state.destroy_model_parallel()
     sizes = dict(tensor_model_parallel_size=case.get("tp", 1), expert_model_parallel_size=case.get("ep", 1))
@@ -92,7 +92,7 @@ def make(case: dict) -> torch.nn.Module:
     same = dict(vocab_size=VOCAB, max_sequence_length=64, parallel_output=False,
                 share_embeddings_and_output_weights=case.get("tied", False), **case["model"])
     if "hybrid" in case:
-        model = MambaModel(config, _stack(config), hybrid_override_pattern=case["hybrid"], **same)
+        model = MambaModel(config, own_stack(config), hybrid_override_pattern=case["hybrid"], **same)
     else:
         model = GPTModel(config, get_gpt_decoder_block_spec(config, False, normalization=norm), **same)
     shake(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from framework.convert.conditions import NORMALISED, every, gates_of
+from framework.convert.conditions import NORMALISED, alike, every, gates_of, holds, the_model
 from framework.convert.fields import (
     Computed,
     Config,
@@ -256,3 +256,9 @@ def groups_caution(architecture: Any) -> str | None:
 
 SWIGLU = (*every("ffn", activation="swiglu"), *every("moe", activation="swiglu"))
 NO_EXTRAS = every("moe", output_norm=False)
+TRANSFORMER = (
+    *the_model(norm="rmsnorm"), *SWIGLU, *NO_EXTRAS, *alike("attention"), *alike("ffn"), *alike("moe"),
+)
+"""Conditions of all models of attention with dense blocks or experts."""
+SEVERAL_EXPERTS = holds(
+    "experts", "model.moe.num_experts is 1 (allowed: 2 or more)", lambda _, moe: moe.num_experts > 1, "moe")

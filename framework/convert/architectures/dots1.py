@@ -4,8 +4,8 @@ from typing import Any
 
 from framework.convert.architectures.common import (
     ENDS,
-    NO_EXTRAS,
-    SWIGLU,
+    SEVERAL_EXPERTS,
+    TRANSFORMER,
     attention,
     dense,
     dense_width,
@@ -15,7 +15,7 @@ from framework.convert.architectures.common import (
     silu,
     whole,
 )
-from framework.convert.conditions import SIGMOID, alike, every, gates, holds, some, the_model
+from framework.convert.conditions import SIGMOID, every, gates, some
 from framework.convert.fields import Computed, Config, Fixed, Means, Mismatch, Size
 from framework.convert.layers import DenseFirst
 from framework.convert.rope import Rope
@@ -38,9 +38,8 @@ TARGET = Target(
     model_class="Dots1ForCausalLM",
     layers=DenseFirst((("attention",), ("moe", "ffn"))),
     conditions=(
-        *the_model(norm="rmsnorm"), *SWIGLU, *NO_EXTRAS, *alike("attention"), *alike("ffn"), *alike("moe"),
-        *some("moe"), *gates(SIGMOID),
-        *holds("experts", "model.moe.num_experts is 1 (allowed: 2 or more)", lambda _, moe: moe.num_experts > 1, "moe"),
+        *TRANSFORMER, *some("moe"), *gates(SIGMOID),
+        *SEVERAL_EXPERTS,
         *every("attention", qk_norm="head", qkv_bias=False, rope=True, rope_fraction=1.0, window=None),
         *every("moe", shared_expert_router=False),
     ),

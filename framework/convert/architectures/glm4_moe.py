@@ -2,8 +2,8 @@
 
 from framework.convert.architectures.common import (
     ENDS,
-    NO_EXTRAS,
-    SWIGLU,
+    SEVERAL_EXPERTS,
+    TRANSFORMER,
     attention,
     dense,
     dense_width,
@@ -14,7 +14,7 @@ from framework.convert.architectures.common import (
     whole,
 )
 from framework.convert.architectures.dots1 import BIAS, BIAS_RATE
-from framework.convert.conditions import SIGMOID, alike, every, gates, holds, some, the_model
+from framework.convert.conditions import SIGMOID, every, gates, some
 from framework.convert.fields import Computed, Fixed, Means, Size, Written, settings_of
 from framework.convert.layers import DenseFirst
 from framework.convert.rope import Rope
@@ -32,9 +32,8 @@ TARGET = Target(
     model_class="Glm4MoeForCausalLM",
     layers=OneDenseFirst((("attention",), ("moe", "ffn"))),
     conditions=(
-        *the_model(norm="rmsnorm"), *SWIGLU, *NO_EXTRAS, *alike("attention"), *alike("ffn"), *alike("moe"),
-        *some("moe"), *gates(SIGMOID),
-        *holds("experts", "model.moe.num_experts is 1 (allowed: 2 or more)", lambda _, moe: moe.num_experts > 1, "moe"),
+        *TRANSFORMER, *some("moe"), *gates(SIGMOID),
+        *SEVERAL_EXPERTS,
         *every("attention", qk_norm=("none", "head"), rope=True, window=None),
         *every("moe", shared_expert_router=False),
     ),

@@ -5,8 +5,7 @@ from typing import Any
 from framework.convert.architectures import common
 from framework.convert.architectures.common import (
     ENDS,
-    NO_EXTRAS,
-    SWIGLU,
+    TRANSFORMER,
     attention,
     heads,
     mamba2_sizes,
@@ -15,7 +14,7 @@ from framework.convert.architectures.common import (
     whole,
 )
 from framework.convert.architectures.mamba2 import WHOLE_EXPAND
-from framework.convert.conditions import NORMALISED, alike, every, gates, the_model
+from framework.convert.conditions import NORMALISED, alike, every, gates
 from framework.convert.fields import Computed, Config, Facts, Fixed, Means, Mismatch, Size, settings_of
 from framework.convert.layers import Layers
 from framework.convert.rope import Rope
@@ -101,8 +100,7 @@ TARGET = Target(
     model_class="GraniteMoeHybridForCausalLM",
     layers=Typed((("mamba2", "attention"), ("moe", "ffn"))),
     conditions=(
-        *the_model(norm="rmsnorm"), *SWIGLU, *NO_EXTRAS, *alike("attention"), *alike("mamba2"), *alike("ffn"),
-        *alike("moe"), *gates(NORMALISED), *WHOLE_EXPAND,
+        *TRANSFORMER, *alike("mamba2"), *gates(NORMALISED), *WHOLE_EXPAND,
         *every("attention", qk_norm="none", qkv_bias=False, rope_fraction=1.0, window=None),
         *every("moe", shared_expert_router=False, gate_scale=1.0, selection_bias_rate=0.0),
     ),

@@ -7,8 +7,7 @@ from typing import Any
 
 from framework.convert.architectures.common import (
     ENDS,
-    NO_EXTRAS,
-    SWIGLU,
+    TRANSFORMER,
     attention,
     dense,
     experts,
@@ -18,7 +17,7 @@ from framework.convert.architectures.common import (
     whole,
 )
 from framework.convert.architectures.mamba import WHOLE_EXPAND, rank
-from framework.convert.conditions import SOFTMAX, Condition, alike, every, gates, holds, the_model
+from framework.convert.conditions import SOFTMAX, Condition, alike, every, gates, holds
 from framework.convert.fields import Computed, Config, Fixed, Means, Mismatch, Size, settings_of
 from framework.convert.layers import Layers
 from framework.convert.table import row
@@ -79,8 +78,7 @@ TARGET = Target(
     model_class="JambaForCausalLM",
     layers=Periodic((("mamba1", "attention"), ("moe", "ffn"))),
     conditions=(
-        *the_model(norm="rmsnorm"), *SWIGLU, *NO_EXTRAS, *alike("attention"), *alike("mamba1"), *alike("ffn"),
-        *alike("moe"), *gates(SOFTMAX), Condition("width", _one_width), *WHOLE_EXPAND,
+        *TRANSFORMER, *alike("mamba1"), *gates(SOFTMAX), Condition("width", _one_width), *WHOLE_EXPAND,
         *every("attention", qk_norm="none", qkv_bias=False, rope=False, window=None),
         *every("mamba1", inner_norms=True),
         *every("moe", num_shared_experts=0, gate_scale=1.0, selection_bias_rate=0.0),

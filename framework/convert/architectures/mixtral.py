@@ -1,7 +1,7 @@
 """Mixtral: experts in every layer, their gates normalised."""
 
-from framework.convert.architectures.common import ENDS, NO_EXTRAS, SWIGLU, attention, experts, heads, silu, whole
-from framework.convert.conditions import NORMALISED, alike, every, gates, the_model
+from framework.convert.architectures.common import ENDS, TRANSFORMER, attention, experts, heads, silu, whole
+from framework.convert.conditions import NORMALISED, every, gates
 from framework.convert.fields import Means, Size
 from framework.convert.layers import Layers
 from framework.convert.rope import Rope
@@ -12,7 +12,7 @@ TARGET = Target(
     model_class="MixtralForCausalLM",
     layers=Layers((("attention",), ("moe",))),
     conditions=(
-        *the_model(norm="rmsnorm"), *SWIGLU, *NO_EXTRAS, *alike("attention"), *alike("moe"), *gates(NORMALISED),
+        *TRANSFORMER, *gates(NORMALISED),
         *every("attention", qk_norm="none", qkv_bias=False, rope=True, rope_fraction=1.0),
         *every("moe", num_shared_experts=0, gate_scale=1.0, selection_bias_rate=0.0),
     ),

@@ -9,6 +9,7 @@ from framework.convert.architectures import common
 from framework.convert.architectures.common import (
     BACKBONE_ENDS,
     NO_EXTRAS,
+    SEVERAL_EXPERTS,
     attention,
     experts,
     feed_forward,
@@ -21,8 +22,7 @@ from framework.convert.architectures.common import (
     whole,
 )
 from framework.convert.architectures.dots1 import BIAS_RATE
-from framework.convert.architectures.mamba2 import WHOLE_EXPAND
-from framework.convert.conditions import SIGMOID, alike, every, gates, holds, the_model
+from framework.convert.conditions import SIGMOID, alike, every, gates, the_model
 from framework.convert.fields import Computed, Config, Facts, Fixed, Means, Mismatch, Size, settings_of
 from framework.convert.layers import Layers
 from framework.convert.table import Filler, row
@@ -75,11 +75,11 @@ TARGET = Target(
     layers=Spelled((("mamba2", "attention", "moe", "ffn"),)),
     conditions=(
         *the_model(norm="rmsnorm"), *NO_EXTRAS, *alike("attention"), *alike("mamba2"), *alike("ffn"), *alike("moe"),
-        *gates(SIGMOID), *WHOLE_EXPAND,
+        *gates(SIGMOID),
         *every("ffn", activation="relu2"),
         *every("attention", qk_norm="none", qkv_bias=False, rope=False, window=None),
         *every("moe", activation="relu2", shared_expert_router=False),
-        *holds("experts", "model.moe.num_experts is 1 (allowed: 2 or more)", lambda _, moe: moe.num_experts > 1, "moe"),
+        *SEVERAL_EXPERTS,
     ),
     config=(
         *whole(), *heads(head_dim=128), *unlimited_steps(), normalized(default=True),

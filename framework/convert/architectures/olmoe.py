@@ -2,8 +2,7 @@
 
 from framework.convert.architectures.common import (
     ENDS,
-    NO_EXTRAS,
-    SWIGLU,
+    TRANSFORMER,
     attention,
     experts,
     heads,
@@ -11,7 +10,7 @@ from framework.convert.architectures.common import (
     silu,
     whole,
 )
-from framework.convert.conditions import NORMALISED, SOFTMAX, alike, every, gates, the_model
+from framework.convert.conditions import NORMALISED, SOFTMAX, every, gates
 from framework.convert.fields import Fixed, Means, Size
 from framework.convert.layers import Layers
 from framework.convert.rope import Rope
@@ -22,8 +21,7 @@ TARGET = Target(
     model_class="OlmoeForCausalLM",
     layers=Layers((("attention",), ("moe",))),
     conditions=(
-        *the_model(norm="rmsnorm"), *SWIGLU, *NO_EXTRAS, *alike("attention"), *alike("moe"),
-        *gates(NORMALISED, SOFTMAX),
+        *TRANSFORMER, *gates(NORMALISED, SOFTMAX),
         *every("attention", qk_norm="full", qkv_bias=False, rope=True, rope_fraction=1.0, window=None),
         *every("moe", num_shared_experts=0, gate_scale=1.0, selection_bias_rate=0.0),
     ),

@@ -6,8 +6,7 @@ at all is one of width 0.
 
 from framework.convert.architectures.common import (
     ENDS,
-    NO_EXTRAS,
-    SWIGLU,
+    TRANSFORMER,
     attention,
     dense,
     dense_width,
@@ -20,7 +19,7 @@ from framework.convert.architectures.common import (
     silu,
     whole,
 )
-from framework.convert.conditions import NORMALISED, SOFTMAX, alike, every, gates, some, the_model
+from framework.convert.conditions import NORMALISED, SOFTMAX, every, gates, some
 from framework.convert.fields import Means, Size
 from framework.convert.layers import SomeDense
 from framework.convert.rope import Rope
@@ -44,8 +43,7 @@ TARGET = Target(
     model_class="Qwen2MoeForCausalLM",
     layers=SomeDense((("attention",), ("moe", "ffn"))),
     conditions=(
-        *the_model(norm="rmsnorm"), *SWIGLU, *NO_EXTRAS, *alike("attention"), *alike("ffn"), *alike("moe"),
-        *some("moe"), *gates(NORMALISED, SOFTMAX),
+        *TRANSFORMER, *some("moe"), *gates(NORMALISED, SOFTMAX),
         *every("attention", qk_norm="none", rope=True, rope_fraction=1.0, window=None),
         *every("moe", gate_scale=1.0, selection_bias_rate=0.0),
     ),

@@ -1,7 +1,7 @@
 """Qwen3: a dense Transformer that normalises queries and keys of each head."""
 
-from framework.convert.architectures.common import ENDS, SWIGLU, attention, dense, heads, no_window, silu, whole
-from framework.convert.conditions import alike, every, the_model
+from framework.convert.architectures.common import ENDS, TRANSFORMER, attention, dense, heads, no_window, silu, whole
+from framework.convert.conditions import every
 from framework.convert.fields import Means, Size
 from framework.convert.layers import Layers
 from framework.convert.rope import Rope
@@ -12,7 +12,7 @@ TARGET = Target(
     model_class="Qwen3ForCausalLM",
     layers=Layers((("attention",), ("ffn",))),
     conditions=(
-        *the_model(norm="rmsnorm"), *SWIGLU, *alike("attention"), *alike("ffn"),
+        *TRANSFORMER,
         *every("attention", qk_norm="head", qkv_bias=False, rope=True, rope_fraction=1.0, window=None),
     ),
     config=(

@@ -2,8 +2,7 @@
 
 from framework.convert.architectures.common import (
     ENDS,
-    NO_EXTRAS,
-    SWIGLU,
+    TRANSFORMER,
     attention,
     dense,
     dense_width,
@@ -14,7 +13,7 @@ from framework.convert.architectures.common import (
     silu,
     whole,
 )
-from framework.convert.conditions import NORMALISED, SOFTMAX, alike, every, gates, some, the_model
+from framework.convert.conditions import NORMALISED, SOFTMAX, every, gates, some
 from framework.convert.fields import Means, Size
 from framework.convert.layers import SomeDense
 from framework.convert.rope import Rope
@@ -25,8 +24,7 @@ TARGET = Target(
     model_class="Qwen3MoeForCausalLM",
     layers=SomeDense((("attention",), ("moe", "ffn"))),
     conditions=(
-        *the_model(norm="rmsnorm"), *SWIGLU, *NO_EXTRAS, *alike("attention"), *alike("ffn"), *alike("moe"),
-        *some("moe"), *gates(NORMALISED, SOFTMAX),
+        *TRANSFORMER, *some("moe"), *gates(NORMALISED, SOFTMAX),
         *every("attention", qk_norm="head", qkv_bias=False, rope=True, rope_fraction=1.0, window=None),
         *every("moe", num_shared_experts=0, gate_scale=1.0, selection_bias_rate=0.0),
     ),

@@ -1,7 +1,7 @@
-"""Megatron-Core's models from its arguments, built of its own modules.
+"""Megatron-Core's models from its arguments.
 
-It is for a process in which `pretend_cuda` was called. They are saved under the names that Transformer
-Engine's modules give: a specification maps its norms to them.
+Built of its own modules they are saved under the names that Transformer Engine's modules give: a specification maps its
+norms to them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 
 def start() -> None:
-    """One rank, and a random state for what is initialised."""
+    """One rank, and a random state for what is initialised, in a process in which `pretend_cuda` was called."""
     import torch.distributed as dist
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -23,26 +23,30 @@ def start() -> None:
     model_parallel_cuda_manual_seed(0)
 
 
-def build(kind: str, spec: str, given: dict[str, Any]) -> torch.nn.Module:
-    """GPTModel or MambaModel, float32 in evaluation mode. given: the arguments. kind, spec: as `tables` has them."""
+def build(kind: str, spec: str, given: dict[str, Any], fused: bool = False, **further: Any) -> torch.nn.Module:
+    """GPTModel or MambaModel, float32 in evaluation mode. given: the arguments. kind, spec: as `tables` has them.
+
+    fused: of Transformer Engine's modules, else of Megatron-Core's own. further: fields of its TransformerConfig.
+    """
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.mamba import MambaModel
 
-    config = _config(given)
+    config = _config(given, {"moe_token_dispatcher_type": "alltoall", **further})
     rope = {name: given[name] for name in ("rotary_base", "rotary_percent") if name in given}
     same = {"vocab_size": given["padded_vocab_size"], "max_sequence_length": given["seq_length"],
             "position_embedding_type": given["position_embedding_type"],
             "share_embeddings_and_output_weights": not given["untie_embeddings_and_output_weights"], **rope}
     if kind == "hybrid":
-        model = MambaModel(config, _stack(config), hybrid_override_pattern=given["hybrid_override_pattern"], **same)
+        pattern = given["hybrid_override_pattern"]
+        model = MambaModel(config, _stack(config, fused), hybrid_override_pattern=pattern, **same)
     else:
         scaling = {name: given[theirs] for name, theirs in (
             ("rope_scaling", "use_rope_scaling"), ("rope_scaling_factor", "rope_scaling_factor")) if theirs in given}
-        model = GPTModel(config, _decoder(config, spec), **same, **scaling)
+        model = GPTModel(config, _decoder(config, spec, fused), **same, **scaling)
     return model.eval()
 
 
-def _config(given: dict[str, Any]) -> Any:
+def _config(given: dict[str, Any], further: dict[str, Any]) -> Any:
     from megatron.core.activations import squared_relu
     from megatron.core.transformer import TransformerConfig
 
@@ -56,22 +60,30 @@ def _config(given: dict[str, Any]) -> Any:
     return TransformerConfig(
         **{name: given[name] for name in names if given.get(name) is not None},
         num_moe_experts=given.get("num_experts"), gated_linear_unit=given["swiglu"], activation_func=activation,
-        bias_activation_fusion=False, moe_token_dispatcher_type="alltoall", use_mamba_mem_eff_path=False)
+        bias_activation_fusion=False, use_mamba_mem_eff_path=False, **further)
 
 
-def _decoder(config: Any, spec: str) -> Any:
+def _decoder(config: Any, spec: str, fused: bool) -> Any:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
     from megatron.core.transformer.moe.moe_layer import MoELayer
 
-    found = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization=config.normalization)
+    found = get_gpt_decoder_block_spec(config, use_transformer_engine=fused, normalization=config.normalization)
     for layer in found.layer_specs:
-        if spec == "te" and layer.submodules.mlp.module is MoELayer:
+        if spec == "te" and not fused and layer.submodules.mlp.module is MoELayer:
             layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
     return found
 
 
-def _stack(config: Any) -> Any:
-    """What megatron.core.models.mamba.mamba_layer_specs has of Transformer Engine, of Megatron-Core's own modules."""
+def _stack(config: Any, fused: bool) -> Any:
+    if fused:
+        from megatron.core.models.mamba.mamba_layer_specs import mamba_stack_spec
+
+        return mamba_stack_spec
+    return own_stack(config)
+
+
+def own_stack(config: Any) -> Any:
+    """What `mamba_stack_spec` has of Transformer Engine, of Megatron-Core's own modules."""
     import megatron.core.ssm.mamba_block as mamba_block
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
     from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from framework.convert.verify import BATCH, LENGTH, WITHIN, round_as_written
+from framework.convert.verify import LENGTH, compare_logits, random_tokens, round_as_written
 from framework.errors import UserError
 from framework.model import Context
 from framework.training.load import load_run
@@ -23,25 +22,16 @@ if TYPE_CHECKING:
     from framework.surgery import Source
 
 
-def require_megatron() -> None:
-    """Raise UserError where a package is not installed."""
-    for package in ("megatron.core", "einops"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"--verify needs the package {package.replace('.', '-')}, which is not installed")
-
-
 def verify(
     source: Source, step: int, checkpoint: Path, weights: Weights, target: MegatronTarget, arguments: dict[str, Any]
 ) -> dict[str, float]:
     """Compare float32 logits of 2 x 19 random tokens; both models have the weights that were written.
 
     Megatron-Core loads on the CPU in a process of its own, into its own modules ("local"), whatever specification the
-    names are for; in Mamba-2 blocks our scan and gated norm stand for mamba_ssm's, which need a GPU. Returns `max_abs`,
-    the largest difference of a logit, and `relative`, that over the largest logit. Raises UserError where a tensor is
-    missing or ignored, or `relative` is above WITHIN.
+    names are for; in Mamba-2 blocks our scan and gated norm stand for mamba_ssm's, which need a GPU. Returns what
+    `compare_logits` does, and raises as it does, or where a tensor is missing or ignored.
     """
-    generator = torch.Generator().manual_seed(0)
-    tokens_BS = torch.randint(source.loaded.recipe.model.vocab_size, (BATCH, LENGTH), generator=generator)
+    tokens_BS = random_tokens(source.loaded.recipe.model.vocab_size)
     with TemporaryDirectory() as folder:
         out = Path(folder) / "logits.pt"
         job = {"checkpoint": str(checkpoint.absolute()), "kind": target.kind, "spec": target.spec,
@@ -57,12 +47,7 @@ def verify(
         round_as_written(ours, weights)
     with torch.no_grad():
         mine = ours(tokens_BS, Context())
-    difference = (mine - theirs).abs().max().item()
-    relative = difference / max(mine.abs().max().item(), torch.finfo(torch.float32).tiny)
-    if not relative <= WITHIN:
-        raise UserError(f"--verify: logits in Megatron-Core differ by {difference:.3g}, {relative:.3g} of the largest "
-                        f"(allowed: {WITHIN:g}); nothing written")
-    return {"max_abs": difference, "relative": relative}
+    return compare_logits(mine, theirs, "Megatron-Core")
 
 
 def run_peer(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, list[str]]]:

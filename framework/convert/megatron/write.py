@@ -20,6 +20,7 @@ from framework.convert.weights import Weights
 from framework.convert.write_hf import DTYPES
 from framework.errors import UserError
 from framework.files import atomic_folder
+from framework.packages import require_package
 from framework.surgery.reader import SourceReader
 from framework.training.checkpoint import DamagedCheckpoint, checkpoint_folder
 from framework.training.load import choose_step
@@ -60,9 +61,7 @@ def to_megatron(source: Source, out: Path, options: Options) -> dict[str, Any]:
         raise UserError(f"{out}: exists already; allowed: a new folder")
     target = choose(source.loaded.architecture, options.spec)
     if options.verify:
-        from framework.convert.megatron.verify import require_megatron
-
-        require_megatron()
+        require_package("--verify", "einops")  # which Megatron-Core does not bring
     step = choose_step(source.run / "checkpoints", source.step)
     weights = Weights(source.loaded, source.loaded.architecture, target, _reader(source, step), DTYPES[options.dtype])
     arguments = target.write_config(Facts(source.loaded.architecture, source.loaded.recipe.data.seq_len, None,

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from framework.convert.distributed_folder import FLOATS
 from framework.errors import UserError
 
-FLOATS = {torch.float32, torch.bfloat16, torch.float16}
 WRAPPERS = re.compile(r"^module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 """What data parallelism, compilation and recomputation leave in names."""
 

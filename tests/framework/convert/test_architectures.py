@@ -2,6 +2,8 @@
 
 import pytest
 
+from framework.convert.choose import choose
+from framework.recipe import load_recipe
 from tests.helpers.conversion import (
     OURS,
     THEIRS,
@@ -37,3 +39,7 @@ def test_theirs_to_ours_and_back(case, tmp_path):
     report = write(tmp_path / "run", tmp_path / "again")
     assert report["target"] == model_type
     assert_bit_equal(files_of(tmp_path / "again"), files_of(tmp_path / "hf"))
+
+
+def test_the_published_hybrid_is_the_class_that_was_published():
+    assert choose(load_recipe("hybrid/paper")).model_type == "nemotron_h"

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint import FileSystemReader
 
+from framework.convert.foreign_metadata import read_metadata
 from framework.convert.megatron import Options, from_megatron, to_megatron
+from framework.convert.megatron.common_file import read_common
 from framework.convert.megatron.names import canonical
-from framework.convert.megatron.pickles import read_common, read_metadata
 from framework.convert.megatron.state_files import _Planner
 from framework.convert.transforms import GroupedHeads, their_shapes
 from framework.errors import UserError

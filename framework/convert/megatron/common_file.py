@@ -1,7 +1,7 @@
-"""What a `torch_dist` checkpoint pickles, read as plain data: nothing that a file names is imported or called.
+"""`common.pt` of a `torch_dist` checkpoint, read as plain data: nothing that it names is imported or called.
 
 Each class and function that a pickle names becomes an empty class made for this reading, whose instances note what they
-are given. Of these, what describes tensors and plain values is read.
+are given. Of these, plain values are read.
 """
 
 from __future__ import annotations
@@ -12,29 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.metadata import Metadata
-
+from framework.convert.foreign_metadata import MOST_BYTES
 from framework.errors import UserError
-from framework.training.checkpoint import DamagedCheckpoint
-from framework.training.checkpoint import metadata as described
-
-MOST_BYTES = 2**28
-"""Of a pickle; the arguments of a job are thousands, the parts of the largest model some ten millions."""
-FOREIGN = ("megatron.", "torch.distributed.checkpoint.", "collections", "builtins")
-"""Where names come from that a `.metadata` of Megatron-Core may have beside those of a checkpoint of ours."""
-
-
-def read_metadata(path: Path) -> Metadata:
-    """Tensors of a checkpoint and where their parts stand; what is no tensor is left out. Raises UserError."""
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise DamagedCheckpoint(f"more than {MOST_BYTES} bytes")
-        with path.open("rb") as file:
-            return _of_tensors(_MetadataReader(file).load())
-    except (DamagedCheckpoint, OSError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except Exception as error:  # whatever a damaged pickle makes the unpickler raise
-        raise UserError(f"{path}: damaged ({type(error).__name__})") from None
 
 
 def read_common(path: Path) -> dict[str, Any]:
@@ -94,25 +73,6 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Noted:
         return _Noted()
-
-
-class _MetadataReader(described.MetadataReader):
-    """Also takes what Megatron-Core adds to a `.metadata`, which is not looked at."""
-
-    def find_class(self, module: str, name: str) -> type:
-        if (module, name) in described.ALLOWED or not module.startswith(FOREIGN):
-            return super().find_class(module, name)
-        return type(name, (described.Noted,), {})
-
-
-def _of_tensors(root: Any) -> Metadata:
-    entries = root.state["state_dict_metadata"]
-    for name in [name for name, entry in entries.items() if type(entry).__name__ == "BytesStorageMetadata"]:
-        del entries[name]
-    places = root.state["storage_data"]
-    for place in [place for place in places if place.state["fqn"] not in entries]:
-        del places[place]
-    return described.metadata_of(root)
 
 
 def _plain(values: Mapping[Any, Any]) -> dict[str, Any]:
