@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from framework.convert.allocator import give_back_large_blocks
 from framework.convert.factors import factors
 from framework.convert.table import Piece, our_tensors
 from framework.convert.transforms import their_shapes
@@ -47,6 +48,7 @@ class Weights:
     def __init__(
         self, loaded: Loaded, architecture: Architecture, target: Target, reader: SourceReader, dtype: torch.dtype
     ) -> None:
+        give_back_large_blocks()
         self.reader, self.dtype = reader, dtype
         self.factors = factors(loaded, target.holds_multipliers)
         shapes, present = our_tensors(architecture), our_tensors(loaded.architecture)
