@@ -1,4 +1,4 @@
-"""The same model in megatron-core on one GPU, with weights of its own: what `upmix convert to-megatron` is written for.
+"""The same model in megatron-core on one GPU, with weights of its own: built as `upmix convert` describes it.
 
 Its layers come from Transformer Engine where that is installed, else from megatron-core itself.
 """
