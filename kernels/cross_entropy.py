@@ -1,11 +1,12 @@
 """Unembedding and cross entropy in one, without ever holding all logits.
 
-T tokens, D model width, V vocabulary, C tokens of a chunk.
+T tokens, D model width, V vocabulary, W the width of its products, C tokens of a chunk.
 """
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -16,6 +17,9 @@ from kernels.cross_entropy_rows import RowLosses, cross_entropy_rows
 CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**29}
 TILE = 128
 """Tokens of which a GPU's chunks are multiples: whole tiles of its products, and one compilation of what takes rows."""
+ALIGNED = 16
+"""Logits of 16 bits of which rows on a GPU are multiples. Products of other sizes, as of GPT-2's 50257, take cuBLAS
+four times as long, and Triton reads 16 bytes at once only where rows begin at multiples of them."""
 
 RowLoss = Callable[[Tensor, Tensor, bool], RowLosses]
 
@@ -51,26 +55,42 @@ def in_chunks(x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, row_loss: RowL
     return _LinearCrossEntropy.apply(x_TD, weight_VD, targets_T, row_loss, size, needs_gradient)
 
 
+def product_width(x_TD: Tensor, num_logits: int) -> int:
+    """How many logits of a token are computed: on a GPU and in 16 bits a multiple of ALIGNED."""
+    if x_TD.is_cpu or x_TD.element_size() > 2:
+        return num_logits
+    return -(-num_logits // ALIGNED) * ALIGNED
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, row_loss: RowLoss, size: int,
         needs_gradient: bool,
     ) -> Tensor:
-        dtype = torch.promote_types(x_TD.dtype, torch.float32)
-        matrix_VD = weight_VD.to(x_TD.dtype)
+        dtype, num_logits = torch.promote_types(x_TD.dtype, torch.float32), weight_VD.shape[0]
+        width = product_width(x_TD, num_logits)
+        matrix_WD = weight_VD.to(x_TD.dtype)
+        if width > num_logits:
+            # By zeros: logits there are zeros too, nothing writes them, and they add nothing to dx.
+            matrix_WD = F.pad(matrix_WD, (0, 0, 0, width - num_logits))
         dx_TD = torch.empty_like(x_TD)
-        dweight_VD = torch.zeros_like(weight_VD, dtype=dtype) if needs_gradient else None
+        dweight_WD = torch.zeros_like(matrix_WD, dtype=dtype) if needs_gradient else None
         loss = torch.zeros((), dtype=dtype, device=x_TD.device)
-        buffer_CV = _buffer(x_TD, min(size, x_TD.shape[0]), matrix_VD.shape[0])
+        # One after another in the same memory: fresh memory costs a page fault for every 4 KB of it.
+        buffer_CW = x_TD.new_empty(min(size, x_TD.shape[0]), width)
         for x_CD, target_C, dx_CD in zip(x_TD.split(size), targets_T.split(size), dx_TD.split(size), strict=True):
-            logits_CV = torch.mm(x_CD, matrix_VD.t(), out=buffer_CV[: x_CD.shape[0]])
+            logits_CW = torch.mm(x_CD, matrix_WD.t(), out=buffer_CW[: x_CD.shape[0]])
+            logits_CV = logits_CW[:, :num_logits]
             loss_C, dlogits_CV, factor_C1 = row_loss(logits_CV, target_C, needs_gradient)
             loss += loss_C.sum()
             if needs_gradient:
-                _add_gradients(dx_CD, dweight_VD, dlogits_CV.to(x_TD.dtype), factor_C1, x_CD, matrix_VD)
+                in_place = dlogits_CV is logits_CV
+                dlogits = logits_CW if in_place else dlogits_CV.to(x_TD.dtype)
+                columns = slice(None) if in_place else slice(num_logits)
+                _add_gradients(dx_CD, dweight_WD[columns], dlogits, factor_C1, x_CD, matrix_WD[columns])
         if needs_gradient:
-            ctx.save_for_backward(dx_TD, dweight_VD.to(weight_VD.dtype))
+            ctx.save_for_backward(dx_TD, dweight_WD[:num_logits].to(weight_VD.dtype))
         return loss
 
     @staticmethod
@@ -86,26 +106,17 @@ def _scaled(gradient: Tensor, dloss: Tensor) -> Tensor:
     return torch.mul(gradient, dloss.reshape(1), out=torch.empty_like(gradient))
 
 
-def _buffer(x_TD: Tensor, num_rows: int, num_logits: int) -> Tensor:
-    """Memory for the logits of all chunks, one after another: fresh memory costs a page fault for every 4 KB of it.
-
-    On a GPU 16-bit rows of any vocabulary are multiples of 16 logits apart: Triton then reads 16 bytes at once.
-    """
-    width = num_logits if x_TD.is_cpu or x_TD.element_size() > 2 else -(-num_logits // 16) * 16
-    return x_TD.new_empty(num_rows, width)[:, :num_logits]
-
-
 def _add_gradients(
-    dx_CD: Tensor, dweight_VD: Tensor, dlogits_CV: Tensor, factor_C1: Tensor | None, x_CD: Tensor, matrix_VD: Tensor
+    dx_CD: Tensor, dweight_WD: Tensor, dlogits_CW: Tensor, factor_C1: Tensor | None, x_CD: Tensor, matrix_WD: Tensor
 ) -> None:
-    """Fill dx and add to dweight. The rows' factor goes onto width D, and not onto all V logits."""
-    torch.mm(dlogits_CV, matrix_VD, out=dx_CD)
+    """Fill dx and add to dweight. The rows' factor goes onto width D, and not onto all logits."""
+    torch.mm(dlogits_CW, matrix_WD, out=dx_CD)
     if factor_C1 is not None:
         dx_CD *= factor_C1
         x_CD = torch.mul(x_CD, factor_C1, out=torch.empty_like(x_CD))
-    if dweight_VD.dtype == x_CD.dtype:
-        dweight_VD.addmm_(dlogits_CV.t(), x_CD)
+    if dweight_WD.dtype == x_CD.dtype:
+        dweight_WD.addmm_(dlogits_CW.t(), x_CD)
     elif x_CD.is_cuda:
-        dweight_VD += torch.mm(dlogits_CV.t(), x_CD, out_dtype=dweight_VD.dtype)
+        dweight_WD += torch.mm(dlogits_CW.t(), x_CD, out_dtype=dweight_WD.dtype)
     else:
-        dweight_VD += dlogits_CV.t() @ x_CD
+        dweight_WD += dlogits_CW.t() @ x_CD

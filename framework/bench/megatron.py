@@ -27,13 +27,18 @@ SPEC = "te"
 def megatron_model(loaded: Loaded, device: torch.device) -> nn.Module:
     """A GPTModel or MambaModel in float32. The process must be in a process group, of one rank.
 
-    Raises UserError without a GPU, or with every reason why it cannot be the recipe's model or train as it does.
+    Raises UserError without a GPU, with every reason why it cannot be the recipe's model or train as it does, or where
+    it has experts, whose router in megatron-core takes Transformer Engine's products, and that is not installed.
     """
     if wrong := mismatches(loaded):
         raise UserError(f"--compare megatron: {'; '.join(wrong)}")
     if device.type != "cuda":
         raise UserError("--compare megatron: megatron-core runs on a GPU, and none is here; allowed: --compare hf")
-    return build(loaded, fused=is_installed("transformer-engine"))
+    fused = is_installed("transformer-engine")
+    if not fused and any(sublayer.kind == "moe" for sublayer in loaded.architecture.sublayers()):
+        raise UserError("--compare megatron: megatron-core's experts need the package transformer-engine, which is not "
+                        "installed; allowed without it: models without experts")
+    return build(loaded, fused)
 
 
 def mismatches(loaded: Loaded) -> list[str]:

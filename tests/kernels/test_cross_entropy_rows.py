@@ -142,12 +142,18 @@ def test_without_gradient_the_logits_stay():
     assert relative_error(losses.loss_R, reference(logits_RV, target_R, 1.0, 0.0)[0]) <= 1e-6
 
 
+@pytest.mark.parametrize("as_on_a_gpu", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [(1, 4, 9), (21, 16, 101)], ids=str)
-def test_linear_equals_float64(sizes, dtype, monkeypatch):
-    """In chunks of four tokens, the last of one; logits near 1, as their own rounding to 16 bits counts as well."""
+def test_linear_equals_float64(sizes, dtype, as_on_a_gpu, monkeypatch):
+    """In chunks of four tokens, the last of one; logits near 1, as their own rounding to 16 bits counts as well.
+
+    On a GPU products are wider than the vocabulary.
+    """
     num_tokens, d_model, vocab_size = sizes
     monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", 4 * vocab_size)
+    if as_on_a_gpu:
+        monkeypatch.setattr(cross_entropy, "product_width", lambda x, num_logits: -(-num_logits // 16) * 16)
     generator = torch.Generator().manual_seed(0)
     x_TD = torch.randn(num_tokens, d_model, generator=generator, dtype=torch.float64)
     weight_VD = torch.randn(vocab_size, d_model, generator=generator, dtype=torch.float64) / d_model**0.5

@@ -11,17 +11,19 @@ def capture_fault(case: Case) -> str | None:
     Capture fails where the host waits for the GPU; a replay differs where it computes with what the host knew then.
     """
     torch.manual_seed(0)
-    arguments = case.arguments(torch.device("cuda"), case.check_tokens)
-    expected = forward_and_backward(case.run, arguments)
-    upstream = upstream_gradients(expected)
     side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is set up at first is no part of the graph
-        forward_and_backward(case.run, arguments, upstream)
-    torch.cuda.current_stream().wait_stream(side)
+    # All of it on one stream: a leaf's part in a graph of autograd, made on another, would have the capture wait for
+    # that one. The first runs set up what is no part of the graph.
+    with torch.cuda.stream(side):
+        arguments = case.arguments(torch.device("cuda"), case.check_tokens)
+        results = forward_and_backward(case.run, arguments)
+        upstream = upstream_gradients(results)
+        expected = [result.detach().clone() for result in results]
+        del results
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):
             captured = forward_and_backward(case.run, arguments, upstream)
     except RuntimeError as problem:
         return f"{case.config}: cannot be captured: {str(problem).splitlines()[0]}"

@@ -7,22 +7,23 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import torch
-from triton.testing import do_bench
 
 from framework.bench.kernels.case import Arguments, Case, Work, call, forward_and_backward, upstream_gradients
 from framework.bench.kernels.check import TOLERANCE, largest_error
+from framework.bench.kernels.clock import Times, times_of
 from framework.bench.kernels.floor import Ceilings
 
 FORWARD, BOTH = "forward", "forward + backward"
 
-Measure = Callable[[Callable[[], object]], float]
+Measure = Callable[[Callable[[], object]], Times]
 
 
 @dataclass(frozen=True)
 class Timed:
     """A case in one direction. Times in milliseconds; error: relative, of results and gradients, before any timing.
 
-    milliseconds is None where fault says why. peers: the same work done otherwise, or why it was not.
+    milliseconds: of the GPU, and host_milliseconds of launching, as `Times` has them; None where fault says why. peers:
+    the GPU's for the same work done otherwise, or why it was not.
     """
 
     kernel: str
@@ -30,6 +31,7 @@ class Timed:
     direction: str
     floor_milliseconds: float
     milliseconds: float | None = None
+    host_milliseconds: float | None = None
     error: float | None = None
     fault: str | None = None
     peers: dict[str, float | str] = field(default_factory=dict)
@@ -41,11 +43,6 @@ class Timed:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self) | {"of_floor": self.of_floor}
-
-
-def median_milliseconds(function: Callable[[], object]) -> float:
-    """Of runs over a tenth of a second, by the GPU's own clock, its cache flushed before each."""
-    return do_bench(function, warmup=20, rep=100, return_mode="median")
 
 
 def directions(case: Case) -> dict[str, tuple[Work, ...]]:
@@ -69,7 +66,7 @@ def _rows(case: Case, ceilings: Ceilings) -> dict[str, Timed]:
 
 
 def time_cases(
-    cases: Sequence[Case], ceilings: Ceilings, device: torch.device, measure: Measure = median_milliseconds,
+    cases: Sequence[Case], ceilings: Ceilings, device: torch.device, measure: Measure = times_of,
     budget_seconds: float = float("inf"),
 ) -> Iterator[Timed]:
     """A row for each direction of each case, as they come; after budget_seconds no further case is timed."""
@@ -94,11 +91,12 @@ def _time_case(case: Case, rows: dict[str, Timed], device: torch.device, measure
         known = error if math.isfinite(error) else None
         return [replace(row, error=known, fault=f"wrong by {error:.1e}") for row in rows.values()]
     arguments = case.arguments(device, None)
-    return [
-        replace(row, error=error, milliseconds=measure(_pass(case.run, arguments, direction)),
-                 peers=_peers(case, arguments, direction, measure))
-        for direction, row in rows.items()
-    ]
+    found = []
+    for direction, row in rows.items():
+        times = measure(_pass(case.run, arguments, direction))
+        found.append(replace(row, error=error, milliseconds=times.gpu, host_milliseconds=times.host,
+                             peers=_peers(case, arguments, direction, measure)))
+    return found
 
 
 def _pass(function: Callable[..., object], arguments: Arguments, direction: str) -> Callable[[], object]:
@@ -115,7 +113,7 @@ def _peers(case: Case, arguments: Arguments, direction: str, measure: Measure) -
             found[name] = "not installed"
             continue
         try:
-            found[name] = measure(_pass(function, arguments, direction))
+            found[name] = measure(_pass(function, arguments, direction)).gpu
         except Exception as problem:  # whatever another library raises is its row's, not the run's
             found[name] = _first_line(problem)
     return found

@@ -8,6 +8,7 @@ import torch
 from framework.bench.kernels import command, dispatch_cases, head_cases, moe_cases, ssm_cases
 from framework.bench.kernels.case import Case, Work, call, forward_and_backward, upstream_gradients
 from framework.bench.kernels.check import TOLERANCE, largest_error, relative_error
+from framework.bench.kernels.clock import Times
 from framework.bench.kernels.floor import H100, Ceilings
 from framework.bench.kernels.timed import BOTH, FORWARD, time_cases
 from kernels.backend import use_backend
@@ -52,10 +53,11 @@ def doubling(times: float, device: torch.device = CPU) -> Case:
 
 
 def test_rows_have_time_floor_and_peers():
-    forward, both = time_cases([doubling(2.0)], Ceilings(1e12, 1e12, 1e12), CPU, measure=lambda run: run() and 10_000.0)
+    forward, both = time_cases([doubling(2.0)], Ceilings(1e12, 1e12, 1e12), CPU,
+                               measure=lambda run: run() and Times(10_000.0, 3.0))
     assert (forward.direction, both.direction) == (FORWARD, BOTH)
     assert forward.floor_milliseconds == 8000 and both.floor_milliseconds == 38_000 and forward.error == 0
-    assert forward.of_floor == 0.8 and forward.as_dict()["of_floor"] == 0.8
+    assert forward.host_milliseconds == 3.0 and forward.of_floor == 0.8 and forward.as_dict()["of_floor"] == 0.8
     assert forward.peers["sum"] == 10_000.0 and forward.peers["none"] == "not installed"
     assert forward.peers["bad"].startswith("RuntimeError: ")
 
@@ -84,7 +86,7 @@ def test_the_command_says_it_in_json_and_in_a_table(factor, monkeypatch, capsys)
     monkeypatch.setattr(command, "measure", lambda: H100)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(command, "time_cases", lambda cases, ceilings, device, **limits: time_cases(
-        cases, ceilings, CPU, lambda run: run() and 25.0, **limits))
+        cases, ceilings, CPU, lambda run: run() and Times(25.0, 3.0), **limits))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     code = command.main(["--json"])
@@ -95,7 +97,8 @@ def test_the_command_says_it_in_json_and_in_a_table(factor, monkeypatch, capsys)
     table = capsys.readouterr().out
     if factor == 2.0:
         assert code == 0 and said["rows"][0]["milliseconds"] == 25.0 and said["rows"][0]["peers"]["sum"] == 25.0
-        assert "| double | T=4 | forward | 10.127 | 25.000 | 41% | sum: 25.000; none: not installed; bad: " in table
+        row = "| double | T=4 | forward | 10.127 | 25.000 | 41% | 3.000 | sum: 25.000; none: not installed; bad: "
+        assert row in table
     else:
         assert code == 1 and said["rows"][0]["milliseconds"] is None and "| wrong by 5.0e-02 |" in table
 
