@@ -6,7 +6,7 @@ written in; `target` reads it, `choose` finds the one that fits. `write_hf` writ
 `shards`, `tokenizer`, and `verify` beside transformers itself); `read_hf` makes a run of one (`hf_folder`,
 `our_weights`, `imported`, `first_checkpoint`). `megatron/` has tables of Megatron-Core, both ways; `research/` reads
 checkpoints of llm-random and nano. Both read what others saved with torch.distributed.checkpoint by
-`distributed_folder` (`foreign_metadata`). `allocator` and `errors` are for all of them.
+`distributed_folder` (`foreign_metadata`). `errors` is for all of them.
 """
 
 from parallel.lazy import lazily

@@ -11,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from framework.convert.allocator import give_back_large_blocks
+from framework.allocator import give_back_large_blocks
 from framework.recipe import Architecture, parameters
 from framework.training.checkpoint import Manifest, checkpoint_folder
 from framework.training.checkpoint.manifest import file_facts, write_manifest

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from framework.convert.allocator import give_back_large_blocks
+from framework.allocator import give_back_large_blocks
 from framework.convert.factors import factors
 from framework.convert.table import Piece, our_tensors
 from framework.convert.transforms import their_shapes

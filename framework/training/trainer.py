@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from framework.allocator import keep_freed_blocks
 from framework.model import Context
 from framework.optim import set_learning_rates
 from framework.parallelize.pipeline import LanguageModelPipeline
@@ -77,6 +78,8 @@ class Trainer:
         self.recipe, self.budget, self.mesh, self.data = recipe, budget, mesh, data
         self.model, self.optimizer = model, optimizer
         self.device = torch.device(mesh.device_type)
+        if self.device.type == "cpu":
+            keep_freed_blocks()
         self.progress = Progress()
         self.pipeline = self._make_pipeline() if mesh.sizes.pp > 1 else None
         counted = self.pipeline.counted_parameters() if self.pipeline else model.parameters()

@@ -11,7 +11,7 @@ import math
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import IO
 
 from framework.command import UPMIX
 from framework.errors import UserError
+from framework.trials.gpus import gpus_of, visible_gpus
 from parallel.launcher import die_with
 
 DIVERGED = "diverged"
@@ -61,7 +62,8 @@ class Event:
 def run_trials(trials: Sequence[Trial], runs_dir: Path, at_once: int) -> Iterator[Trial]:
     """Yield each trial when it is over, finished ones first. Afterwards `loss_of` tells what it came to.
 
-    at_once: how many run at a time; they share the machine's cores. Stops all of them, gently, when the caller leaves.
+    at_once: how many run at a time; they share the machine's cores and GPUs. Stops all of them, gently, when the caller
+    leaves.
     Raises UserError with the last line that a run said before it failed, and for one that another process runs.
     """
     with contextlib.closing(follow_trials(trials, runs_dir, at_once)) as looks:
@@ -87,16 +89,20 @@ def follow_trials(
     yield [event for event in over.values() if event is not None]
     runs_dir.mkdir(parents=True, exist_ok=True)
     running: dict[Trial, subprocess.Popen] = {}
+    slots: dict[Trial, int] = {}
+    gpus = visible_gpus() if waiting else []
     try:
         while waiting or running:
             events = []
             while waiting and len(running) < at_once:
                 trial = waiting.pop(0)
-                started = _start(trial, runs_dir, at_once, is_done)
+                slot = min(set(range(at_once)) - {slots[other] for other in running})
+                its_gpus = gpus_of(slot, _num_ranks(trial), gpus) if gpus else {}
+                started = _start(trial, runs_dir, at_once, is_done, its_gpus)
                 if isinstance(started, Event):
                     events.append(started)
                 else:
-                    running[trial] = started
+                    running[trial], slots[trial] = started, slot
                     events.append(Event(trial, State.STARTED))
             for trial in [trial for trial, process in running.items() if process.poll() is not None]:
                 events.append(_ended(trial, running.pop(trial).returncode, runs_dir))
@@ -129,7 +135,7 @@ def _before(trial: Trial, runs_dir: Path, is_done: Callable[[Trial], bool]) -> E
 
 
 def _start(
-    trial: Trial, runs_dir: Path, at_once: int, is_done: Callable[[Trial], bool],
+    trial: Trial, runs_dir: Path, at_once: int, is_done: Callable[[Trial], bool], its_gpus: Mapping[str, str],
 ) -> subprocess.Popen | Event:
     """The process that trains it; where another one does already, or has done so meanwhile, what became of it."""
     elsewhere = Event(trial, State.ELSEWHERE, "another process is writing this run")
@@ -149,8 +155,19 @@ def _start(
         parent = os.getpid()
         return subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)}, preexec_fn=lambda: die_with(parent),
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), **its_gpus}, preexec_fn=lambda: die_with(parent),
         )
+
+
+def _num_ranks(trial: Trial) -> int:
+    """0 for a recipe with a mistake, which its run says."""
+    from framework.recipe import load_recipe
+    from framework.training.preconditions import mesh_sizes
+
+    try:
+        return mesh_sizes(load_recipe(trial.recipe, trial.overrides).recipe.parallel).world
+    except UserError:
+        return 0
 
 
 def _lock(file: IO) -> bool:
