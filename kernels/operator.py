@@ -10,6 +10,10 @@ from torch import Tensor, library
 
 _opened = False
 
+_LIBRARY = library.Library("upmix", "DEF")
+"""Operators are defined one floor below `library.custom_op`, which takes ten microseconds more for each call: what an
+operator of a small model takes altogether."""
+
 
 class Operator:
     """`upmix::NAME`: what runs on tensors, and `fake`, which makes empty results of the same shapes, dtypes and device.
@@ -22,8 +26,10 @@ class Operator:
         self, name: str, run: Callable[..., Any], fake: Callable[..., Any], mutates: tuple[str, ...] = ()
     ) -> None:
         self.run = _on_their_gpu(run)
-        self.operator = library.custom_op(f"upmix::{name}", self.run, mutates_args=mutates)
-        self.operator.register_fake(fake)
+        _LIBRARY.define(name + library.infer_schema(run, mutates_args=mutates))
+        _LIBRARY.impl(name, self.run, "CompositeExplicitAutograd")
+        library.register_fake(f"upmix::{name}", fake, lib=_LIBRARY)
+        self.operator = getattr(torch.ops.upmix, name).default
 
     def __call__(self, *arguments: Any) -> Any:
         return self.run(*arguments) if _opened else self.operator(*arguments)
@@ -34,7 +40,7 @@ def _on_their_gpu(run: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(run)
     def guarded(*arguments: Any) -> Any:
         found = next((argument for argument in arguments if isinstance(argument, Tensor) and argument.is_cuda), None)
-        if found is None:
+        if found is None or found.device.index == torch.cuda.current_device():
             return run(*arguments)
         with torch.cuda.device(found.device):
             return run(*arguments)

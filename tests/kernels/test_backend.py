@@ -34,6 +34,7 @@ def test_gpus_without_shared_memory_enough_get_pytorch(gpu_tensors):
 def test_launches_go_to_the_gpu_of_the_tensors(gpu_tensors, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: chosen.append(device) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
 
     @operator("probe_of_test_backend", lambda scale, x: torch.empty_like(x))
     def probe(scale: float, x: torch.Tensor) -> torch.Tensor:
@@ -42,4 +43,6 @@ def test_launches_go_to_the_gpu_of_the_tensors(gpu_tensors, monkeypatch):
     probe.run(2.0, gpu_tensors[1])
     assert chosen == [torch.device("cuda:1")]
     probe.run(2.0, torch.empty(1, device="cpu"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    probe.run(2.0, gpu_tensors[1])
     assert len(chosen) == 1
