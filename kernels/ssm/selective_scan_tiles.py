@@ -1,9 +1,14 @@
-"""Mamba-1's selective scan in Triton: a program walks along a sequence, tile after tile of tokens, with the state of a
-few channels in registers; within a tile the recurrence is an associative scan.
+"""Mamba-1's selective scan in Triton: a program, of one warp, goes from token to token with a tile of the state, some
+channels by all states, in registers.
 
-B batch, S sequence, Z runs of tokens whose entering state is kept, T tokens of a tile, I channels, J blocks of them,
-N state.
+What a few tokens need is loaded before the first of them is computed. A program of one warp has no barriers, and sums
+over channels or states pass through no shared memory.
+
+B batch, S sequence, Z runs of tokens whose entering state is kept, U tiles of tokens of a run, I channels, J shares of
+them, N state.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +17,29 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from kernels.language import INTERPRETING, narrow, tl, triton, widen
 from kernels.operator import operator
 
-TOKENS, CHANNELS = (4, 8) if INTERPRETING else (16, 16)
-"""Tokens of a tile and channels of a program, at most: of large states fewer."""
 
-LARGEST_TILE = 4 * 8 * 16 if INTERPRETING else 16 * 16 * 16
-"""Numbers of tokens, channels and states that the backward holds in registers, several times."""
+class Tile(NamedTuple):
+    """What a program holds of the state, so many channels and numbers at most, and how many tokens it loads at a time.
+
+    Fewer than 32 channels: Triton then loads them where they are needed, rather than moving them there. registers: at
+    most so many a thread, by spilling if need be; None: as many as it takes.
+    """
+
+    channels: int
+    numbers: int
+    tokens: int
+    num_warps: int = 1
+    registers: int | None = None
+
+
+FORWARD = Tile(4, 16, 4) if INTERPRETING else Tile(16, 256, 8)
+BACKWARD = Tile(8, 32, 2) if INTERPRETING else Tile(16, 256, 4)
+
+SHARE = 8 if INTERPRETING else 16
+"""Channels of a program of the backward, tile after tile: it sums what they give the gradients of B and C."""
 
 RUN = 8 if INTERPRETING else 32
-"""Tokens of a run: the backward walks through tiles before one once more, from the state kept at the run's start."""
+"""Tokens of a run, a multiple of a tile's: the state before it is kept; the backward computes the others twice."""
 
 
 class SelectiveScan(torch.autograd.Function):
@@ -51,18 +71,14 @@ class SelectiveScan(torch.autograd.Function):
                 dstate_BIN)
 
 
-def _grid(x_BSI: Tensor, A_IN: Tensor) -> tuple[int, int]:
-    return triton.cdiv(x_BSI.shape[2], _sizes(A_IN)["BLOCK_I"]), x_BSI.shape[0]
-
-
-def _sizes(A_IN: Tensor) -> dict[str, int]:
-    """What kernels are compiled for. Half as many channels come before half as many tokens, down to one of each."""
-    num_states = max(4, triton.next_power_of_2(A_IN.shape[1]))
-    tokens, channels = TOKENS, CHANNELS
-    while tokens * channels * num_states > LARGEST_TILE and tokens * channels > 1:
-        tokens, channels = (tokens, channels // 2) if channels >= tokens else (tokens // 2, channels)
-    return {"N": A_IN.shape[1], "TOKENS": tokens, "TILES": RUN // tokens, "BLOCK_I": channels, "BLOCK_N": num_states,
-            "num_warps": 8}
+def _sizes(x_BSI: Tensor, A_IN: Tensor, tile: Tile) -> dict[str, int]:
+    """What kernels are compiled for: of larger states a program holds fewer channels; only a run that is not whole has
+    code that asks which tokens exist."""
+    (_, seq_len, num_channels), num_states = x_BSI.shape, max(4, triton.next_power_of_2(A_IN.shape[1]))
+    sizes = {"CHANNELS": num_channels, "N": A_IN.shape[1], "RUN": RUN, "HAS_TAIL": seq_len % RUN > 0,
+             "TOKENS": tile.tokens, "BLOCK_I": max(1, min(tile.channels, tile.numbers // num_states)),
+             "BLOCK_N": num_states, "num_warps": tile.num_warps}
+    return sizes if tile.registers is None or seq_len % RUN else sizes | {"maxnreg": tile.registers}
 
 
 def _fake_forward(
@@ -83,9 +99,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the state after the last token, and those that enter each run."""
     y_BSI, last_BIN, kept_BZIN = _fake_forward(x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, state_BIN)
-    selective_scan_forward[_grid(x_BSI, A_IN)](
-        x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, state_BIN, y_BSI, last_BIN, kept_BZIN,
-        kept_BZIN.shape[1], *x_BSI.shape[1:], **_sizes(A_IN),
+    sizes = _sizes(x_BSI, A_IN, FORWARD)
+    # Few numbers beside x: a thread loads four of float32 at once, and need not take them apart.
+    selective_scan_forward[triton.cdiv(sizes["CHANNELS"], sizes["BLOCK_I"]), x_BSI.shape[0]](
+        x_BSI, dt_BSI, A_IN, B_BSN.float(), C_BSN.float(), D_I, document_BS, state_BIN, y_BSI, last_BIN, kept_BZIN,
+        x_BSI.shape[1], **sizes,
     )
     return y_BSI, last_BIN, kept_BZIN
 
@@ -108,174 +126,290 @@ def _backward(
     dx_BSI, ddt_BSI, dA_BIN, _, _, dD_BI, dstate_BIN = _fake_backward(
         dy_BSI, dlast_BIN, x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, kept_BZIN
     )
-    num_blocks = _grid(x_BSI, A_IN)[0]
-    # Each block of channels has its share of the gradients of what all channels read.
-    dB_JBSN, dC_JBSN = (B_BSN.new_empty(num_blocks, *B_BSN.shape, dtype=torch.float32) for _ in range(2))
-    selective_scan_backward[_grid(x_BSI, A_IN)](
-        dy_BSI, dlast_BIN, x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, kept_BZIN,
-        dx_BSI, ddt_BSI, dA_BIN, dB_JBSN, dC_JBSN, dD_BI, dstate_BIN, kept_BZIN.shape[1], *x_BSI.shape[1:],
-        **_sizes(A_IN),
+    sizes = _sizes(x_BSI, A_IN, BACKWARD)
+    blocks = max(1, SHARE // sizes["BLOCK_I"])
+    num_shares = triton.cdiv(sizes["CHANNELS"], sizes["BLOCK_I"] * blocks)
+    # Each share of the channels has its own of the gradients of B and of C, which all channels read.
+    shares_2JBSN = B_BSN.new_empty(2, num_shares, *B_BSN.shape, dtype=torch.float32)
+    starts_BUIN = A_IN.new_empty(x_BSI.shape[0], RUN // BACKWARD.tokens, *A_IN.shape)
+    selective_scan_backward[num_shares, x_BSI.shape[0]](
+        dy_BSI, dlast_BIN, x_BSI, dt_BSI, A_IN, B_BSN.float(), C_BSN.float(), D_I, document_BS, kept_BZIN, starts_BUIN,
+        dx_BSI, ddt_BSI, dA_BIN, shares_2JBSN, dD_BI, dstate_BIN, x_BSI.shape[1], BLOCKS=blocks, **sizes,
     )
-    dB_BSN, dC_BSN = dB_JBSN.sum(0).to(B_BSN.dtype), dC_JBSN.sum(0).to(C_BSN.dtype)
+    dB_BSN, dC_BSN = (share_JBSN.sum(0).to(B_BSN.dtype) for share_JBSN in shares_2JBSN)
     return dx_BSI, ddt_BSI, dA_BIN, dB_BSN, dC_BSN, dD_BI, dstate_BIN
 
 
 @triton.jit
 def selective_scan_forward(
-    x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, state_BIN, y_BSI, last_BIN, kept_BZIN,
-    num_runs, seq_len, num_channels,
-    N: tl.constexpr, TOKENS: tl.constexpr, TILES: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr,
+    x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, state_BIN, y_BSI, last_BIN, kept_BZIN, seq_len,
+    CHANNELS: tl.constexpr, N: tl.constexpr, RUN: tl.constexpr, HAS_TAIL: tl.constexpr, TOKENS: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     row = tl.program_id(1).to(tl.int64)
     channel, state = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I), tl.arange(0, BLOCK_N)
-    is_channel, pair = channel < num_channels, channel[:, None] * N + state[None, :]
-    is_pair = is_channel[:, None] & (state < N)[None, :]
-    rate_IN = tl.load(A_IN + pair, mask=is_pair, other=0.0) * 1.4426950408889634
-    D = tl.load(D_I + channel, mask=is_channel, other=0.0)
+    rate_IN = load_states(A_IN, 0, channel, state, CHANNELS, N) * 1.4426950408889634
+    D = load_channels(D_I, channel, CHANNELS)
     h_IN = tl.zeros((BLOCK_I, BLOCK_N), tl.float32)
     if state_BIN is not None:
-        h_IN = widen(tl.load(state_BIN + row * num_channels * N + pair, mask=is_pair, other=0.0))
-    rows, vectors = row * seq_len * num_channels, row * seq_len * N
-    x, dt, B, C, y = x_BSI + rows, dt_BSI + rows, B_BSN + vectors, C_BSN + vectors, y_BSI + rows
+        h_IN = load_states(state_BIN, row, channel, state, CHANNELS, N)
+    num_whole, num_runs = seq_len // RUN, tl.cdiv(seq_len, RUN)
+    kept = kept_BZIN + row * num_runs * CHANNELS * N
     document = None if document_BS is None else document_BS + row * seq_len
-    for run in range(0, num_runs):
-        tl.store(kept_BZIN + (row * num_runs + run) * num_channels * N + pair, h_IN, mask=is_pair)
-        for tile in range(0, TILES):
-            token = (run * TILES + tile) * TOKENS + tl.arange(0, TOKENS)
-            is_token = token < seq_len
-            decay, added = decays_and_inputs(
-                x, dt, B, document, token, is_token, channel, state, rate_IN, num_channels, N)
-            h_TIN = scan_states(decay, added, h_IN)
-            h_IN = take_token(h_TIN, TOKENS - 1, TOKENS)
-            C_TN = load_tile(C, token, is_token, state, N)
-            x_TI = load_tile(x, token, is_token, channel, num_channels)
-            y_TI = tl.sum(h_TIN * C_TN[:, None, :], 2) + D[None, :] * x_TI
-            store_tile(y, token, is_token, channel, num_channels, y_TI)
-    tl.store(last_BIN + row * num_channels * N + pair, h_IN, mask=is_pair)
+    for run in range(0, num_whole):
+        store_states(kept, run, channel, state, h_IN, CHANNELS, N)
+        h_IN = forward_run(
+            h_IN, x_BSI, dt_BSI, B_BSN, C_BSN, y_BSI, document, rate_IN, D, row, run, channel, state, seq_len,
+            CHANNELS, N, RUN, TOKENS, BLOCK_I, BLOCK_N, True)
+    if HAS_TAIL:
+        store_states(kept, num_whole, channel, state, h_IN, CHANNELS, N)
+        h_IN = forward_run(
+            h_IN, x_BSI, dt_BSI, B_BSN, C_BSN, y_BSI, document, rate_IN, D, row, num_whole, channel, state, seq_len,
+            CHANNELS, N, RUN, TOKENS, BLOCK_I, BLOCK_N, False)
+    store_states(last_BIN, row, channel, state, h_IN, CHANNELS, N)
+
+
+@triton.jit
+def forward_run(
+    h_IN, x, dt, B, C, y, document, rate_IN, D, row, run, channel, state, seq_len,
+    CHANNELS: tl.constexpr, N: tl.constexpr, RUN: tl.constexpr, TOKENS: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr,
+):
+    """The state after a run, whose y it stores. WHOLE: all its tokens exist."""
+    ALL_CHANNELS: tl.constexpr = WHOLE and CHANNELS % BLOCK_I == 0
+    ALL_STATES: tl.constexpr = WHOLE and N == BLOCK_N
+    for tile in range(0, RUN // TOKENS):
+        token = run * RUN + tile * TOKENS
+        place = row * seq_len + token
+        xs = load_tokens(x + place * CHANNELS, channel, token, seq_len, CHANNELS, TOKENS, ALL_CHANNELS)
+        dts = load_tokens(dt + place * CHANNELS, channel, token, seq_len, CHANNELS, TOKENS, ALL_CHANNELS)
+        Bs = load_tokens(B + place * N, state, token, seq_len, N, TOKENS, ALL_STATES)
+        Cs = load_tokens(C + place * N, state, token, seq_len, N, TOKENS, ALL_STATES)
+        biases = biases_at_starts(document, token, seq_len, TOKENS, WHOLE)
+        ys = ()
+        for t in tl.static_range(TOKENS):
+            decay = tl.exp2(dts[t][:, None] * rate_IN + biases[t])
+            h_IN = decay * h_IN + (dts[t] * xs[t])[:, None] * Bs[t][None, :]
+            ys = ys + (tl.sum(h_IN * Cs[t][None, :], 1) + D * xs[t],)
+        store_tokens(y + place * CHANNELS, channel, token, seq_len, ys, CHANNELS, TOKENS, ALL_CHANNELS)
+    return h_IN
 
 
 @triton.jit
 def selective_scan_backward(
-    dy_BSI, dlast_BIN, x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, kept_BZIN,
-    dx_BSI, ddt_BSI, dA_BIN, dB_JBSN, dC_JBSN, dD_BI, dstate_BIN, num_runs, seq_len, num_channels,
-    N: tl.constexpr, TOKENS: tl.constexpr, TILES: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr,
+    dy_BSI, dlast_BIN, x_BSI, dt_BSI, A_IN, B_BSN, C_BSN, D_I, document_BS, kept_BZIN, starts_BUIN,
+    dx_BSI, ddt_BSI, dA_BIN, shares_2JBSN, dD_BI, dstate_BIN, seq_len,
+    CHANNELS: tl.constexpr, N: tl.constexpr, RUN: tl.constexpr, HAS_TAIL: tl.constexpr, TOKENS: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS: tl.constexpr,
 ):
     """h_t has gradient g_t = C_t dy_t + decay_{t+1} g_{t+1}; dt_t A has gradient decay_t g_t h_{t-1}.
 
-    What a neighbouring token has, g_t needs the decay of the next, h_{t-1} those and the inputs of the ones before, is
-    computed again from shifted loads: registers cannot be shifted. None is a difference of large terms.
+    Neither is a difference of large terms. A run is gone through forward, for the states that enter its tiles, then
+    back, tile by tile, for the states and decays of all tokens of a tile once more.
     """
     row = tl.program_id(1).to(tl.int64)
-    channel, state = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I), tl.arange(0, BLOCK_N)
-    is_channel, pair = channel < num_channels, channel[:, None] * N + state[None, :]
-    is_pair = is_channel[:, None] & (state < N)[None, :]
-    A = tl.load(A_IN + pair, mask=is_pair, other=0.0)
-    rate_IN = A * 1.4426950408889634
-    D = tl.load(D_I + channel, mask=is_channel, other=0.0)
-    later_IN = tl.load(dlast_BIN + row * num_channels * N + pair, mask=is_pair, other=0.0)
-    dA_IN, dD = tl.zeros((BLOCK_I, BLOCK_N), tl.float32), tl.zeros((BLOCK_I,), tl.float32)
-    rows, vectors = row * seq_len * num_channels, row * seq_len * N
-    x, dt, B, C, dy = x_BSI + rows, dt_BSI + rows, B_BSN + vectors, C_BSN + vectors, dy_BSI + rows
+    state = tl.arange(0, BLOCK_N)
+    num_whole, num_runs = seq_len // RUN, tl.cdiv(seq_len, RUN)
+    kept, starts = kept_BZIN + row * num_runs * CHANNELS * N, starts_BUIN + row * (RUN // TOKENS) * CHANNELS * N
+    stride = tl.num_programs(1).to(tl.int64) * seq_len * N
+    shares = shares_2JBSN + tl.program_id(0) * stride
+    stride *= tl.num_programs(0)
     document = None if document_BS is None else document_BS + row * seq_len
-    share = (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + row) * seq_len * N
-    lane = tl.arange(0, TOKENS)
-    for step in range(0, num_runs * TILES):
-        place = num_runs * TILES - 1 - step
-        run, tile = place // TILES, place % TILES
-        h_IN = tl.load(kept_BZIN + (row * num_runs + run) * num_channels * N + pair, mask=is_pair, other=0.0)
-        for before in range(0, tile):
-            token = (run * TILES + before) * TOKENS + lane
-            decay, added = decays_and_inputs(
-                x, dt, B, document, token, token < seq_len, channel, state, rate_IN, num_channels, N)
-            h_IN = take_token(scan_states(decay, added, h_IN), TOKENS - 1, TOKENS)
-
-        token = place * TOKENS + lane
-        is_token = token < seq_len
-        decay, added = decays_and_inputs(
-            x, dt, B, document, token - 1, is_token & (lane > 0), channel, state, rate_IN, num_channels, N)
-        before_TIN = scan_states(decay, added, h_IN)
-        C_TN = load_tile(C, token, is_token, state, N)
-        dy_TI = load_tile(dy, token, is_token, channel, num_channels)
-        after = (token + 1 < seq_len) & (lane < TOKENS - 1)
-        decay = decays(dt, document, token + 1, after, channel, rate_IN, num_channels)
-        read_TIN = C_TN[:, None, :] * dy_TI[:, :, None]
-        product, g_TIN = tl.associative_scan((decay, read_TIN), 0, combine_steps, reverse=True)
-        g_TIN += product * later_IN[None, :, :]
-
-        decay = decays(dt, document, token, is_token, channel, rate_IN, num_channels)
-        x_TI = load_tile(x, token, is_token, channel, num_channels)
-        dt_TI = load_tile(dt, token, is_token, channel, num_channels)
-        B_TN = load_tile(B, token, is_token, state, N)
-        h_TIN = decay * before_TIN + (dt_TI * x_TI)[:, :, None] * B_TN[:, None, :]
-        store_tile(dC_JBSN + share, token, is_token, state, N, tl.sum(h_TIN * dy_TI[:, :, None], 1))
-        store_tile(dB_JBSN + share, token, is_token, state, N, tl.sum(g_TIN * (dt_TI * x_TI)[:, :, None], 1))
-        dvalue_TI = tl.sum(g_TIN * B_TN[:, None, :], 2)
-        g_TIN *= decay
-        later_IN = take_token(g_TIN, 0, TOKENS)
-        dlog_TIN = g_TIN * before_TIN
-        dA_IN += tl.sum(dlog_TIN * dt_TI[:, :, None], 0)
-        dD += tl.sum(dy_TI * x_TI, 0)
-        ddt_TI = dvalue_TI * x_TI + tl.sum(dlog_TIN * A[None, :, :], 2)
-        store_tile(ddt_BSI + rows, token, is_token, channel, num_channels, ddt_TI)
-        dx_TI = dvalue_TI * dt_TI + D[None, :] * dy_TI
-        store_tile(dx_BSI + rows, token, is_token, channel, num_channels, dx_TI)
-    tl.store(dstate_BIN + row * num_channels * N + pair, later_IN, mask=is_pair)
-    tl.store(dA_BIN + row * num_channels * N + pair, dA_IN, mask=is_pair)
-    tl.store(dD_BI + row * num_channels + channel, dD, mask=is_channel)
+    num_blocks = BLOCKS
+    if CHANNELS % (BLOCKS * BLOCK_I) != 0:
+        num_blocks = tl.minimum(BLOCKS, tl.cdiv(CHANNELS, BLOCK_I) - tl.program_id(0) * BLOCKS)
+    for block in range(0, num_blocks):
+        channel = (tl.program_id(0) * BLOCKS + block) * BLOCK_I + tl.arange(0, BLOCK_I)
+        rate_IN = load_states(A_IN, 0, channel, state, CHANNELS, N) * 1.4426950408889634
+        D = load_channels(D_I, channel, CHANNELS)
+        later_IN = load_states(dlast_BIN, row, channel, state, CHANNELS, N)
+        dA_IN, dD = tl.zeros((BLOCK_I, BLOCK_N), tl.float32), tl.zeros((BLOCK_I,), tl.float32)
+        if HAS_TAIL:
+            later_IN, dA_IN, dD = backward_run(
+                later_IN, dA_IN, dD, dy_BSI, x_BSI, dt_BSI, B_BSN, C_BSN, dx_BSI, ddt_BSI, shares, stride, document,
+                kept, starts, rate_IN, D, row, num_whole, channel, state, seq_len, block,
+                CHANNELS, N, RUN, TOKENS, BLOCK_I, BLOCK_N, BLOCKS, False)
+        for step in range(0, num_whole):
+            later_IN, dA_IN, dD = backward_run(
+                later_IN, dA_IN, dD, dy_BSI, x_BSI, dt_BSI, B_BSN, C_BSN, dx_BSI, ddt_BSI, shares, stride, document,
+                kept, starts, rate_IN, D, row, num_whole - 1 - step, channel, state, seq_len, block,
+                CHANNELS, N, RUN, TOKENS, BLOCK_I, BLOCK_N, BLOCKS, True)
+        store_states(dstate_BIN, row, channel, state, later_IN, CHANNELS, N)
+        store_states(dA_BIN, row, channel, state, dA_IN, CHANNELS, N)
+        tl.store(dD_BI + row * CHANNELS + channel, dD, mask=channel < CHANNELS)
 
 
 @triton.jit
-def decays(dt, document, token, is_token, channel, rate_IN, num_channels):
-    """exp(dt A) of each token, zero where a document starts, one where there is no token: [T, I, N]."""
-    dt_TI = load_tile(dt, token, is_token, channel, num_channels)
-    decay = tl.exp2(dt_TI[:, :, None] * rate_IN[None, :, :])
-    if document is not None:
-        here = tl.load(document + token, mask=is_token, other=0)
-        previous = tl.load(document + token - 1, mask=is_token & (token > 0), other=0)
-        starts = is_token & (token > 0) & (here != previous)
-        decay = tl.where(starts[:, None, None], 0.0, decay)
-    return decay
+def backward_run(
+    later_IN, dA_IN, dD, dy, x, dt, B, C, dx, ddt, shares, stride, document, kept, starts, rate_IN, D,
+    row, run, channel, state, seq_len, block,
+    CHANNELS: tl.constexpr, N: tl.constexpr, RUN: tl.constexpr, TOKENS: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS: tl.constexpr, WHOLE: tl.constexpr,
+):
+    """The gradient of the state before a run, from that of the one after it; dA and dD with the run's shares added."""
+    # Sums over channels are made of tiles of so many rows.
+    ROWS: tl.constexpr = BLOCK_I if BLOCK_I < 2 * TOKENS else 2 * TOKENS
+    ALL_CHANNELS: tl.constexpr = WHOLE and CHANNELS % BLOCK_I == 0
+    ALL_STATES: tl.constexpr = WHOLE and N == BLOCK_N
+    h_IN = load_states(kept, run, channel, state, CHANNELS, N)
+    token = run * RUN
+    place = row * seq_len + token
+    xs = load_tokens(x + place * CHANNELS, channel, token, seq_len, CHANNELS, TOKENS, ALL_CHANNELS)
+    dts = load_tokens(dt + place * CHANNELS, channel, token, seq_len, CHANNELS, TOKENS, ALL_CHANNELS)
+    Bs = load_tokens(B + place * N, state, token, seq_len, N, TOKENS, ALL_STATES)
+    for tile in range(0, RUN // TOKENS - 1):
+        store_states(starts, tile, channel, state, h_IN, CHANNELS, N)
+        token = run * RUN + tile * TOKENS + TOKENS
+        place = row * seq_len + token
+        next_xs = load_tokens(x + place * CHANNELS, channel, token, seq_len, CHANNELS, TOKENS, ALL_CHANNELS)
+        next_dts = load_tokens(dt + place * CHANNELS, channel, token, seq_len, CHANNELS, TOKENS, ALL_CHANNELS)
+        next_Bs = load_tokens(B + place * N, state, token, seq_len, N, TOKENS, ALL_STATES)
+        biases = biases_at_starts(document, token - TOKENS, seq_len, TOKENS, WHOLE)
+        for t in tl.static_range(TOKENS):
+            decay = tl.exp2(dts[t][:, None] * rate_IN + biases[t])
+            h_IN = decay * h_IN + (dts[t] * xs[t])[:, None] * Bs[t][None, :]
+        xs, dts, Bs = next_xs, next_dts, next_Bs
+
+    for step in range(0, RUN // TOKENS):
+        tile = RUN // TOKENS - 1 - step
+        token = run * RUN + tile * TOKENS
+        place = row * seq_len + token
+        xs = load_tokens(x + place * CHANNELS, channel, token, seq_len, CHANNELS, TOKENS, ALL_CHANNELS)
+        dts = load_tokens(dt + place * CHANNELS, channel, token, seq_len, CHANNELS, TOKENS, ALL_CHANNELS)
+        dys = load_tokens(dy + place * CHANNELS, channel, token, seq_len, CHANNELS, TOKENS, ALL_CHANNELS)
+        Bs = load_tokens(B + place * N, state, token, seq_len, N, TOKENS, ALL_STATES)
+        Cs = load_tokens(C + place * N, state, token, seq_len, N, TOKENS, ALL_STATES)
+        biases = biases_at_starts(document, token, seq_len, TOKENS, WHOLE)
+        decays, befores, dCs = (), (), ()
+        for t in tl.static_range(TOKENS):
+            decay = tl.exp2(dts[t][:, None] * rate_IN + biases[t])
+            decays, befores = decays + (decay,), befores + (h_IN,)
+            h_IN = decay * h_IN + (dts[t] * xs[t])[:, None] * Bs[t][None, :]
+            dCs = dCs + (fold(h_IN * dys[t][:, None], ROWS),)
+
+        dxs, ddts, dBs = (), (), ()
+        for t in tl.static_range(TOKENS - 1, -1, -1):
+            g_IN = Cs[t][None, :] * dys[t][:, None] + later_IN
+            dBs = (fold(g_IN * (dts[t] * xs[t])[:, None], ROWS),) + dBs
+            dvalue = tl.sum(g_IN * Bs[t][None, :], 1)
+            later_IN = g_IN * decays[t]
+            dlog_IN = later_IN * befores[t]
+            dA_IN += dlog_IN * dts[t][:, None]
+            dD += dys[t] * xs[t]
+            ddts = (dvalue * xs[t] + tl.sum(dlog_IN * rate_IN, 1) * 0.6931471805599453,) + ddts
+            dxs = (dvalue * dts[t] + D * dys[t],) + dxs
+        # The first tile's is not there to be loaded after it: what is loaded then is not used.
+        h_IN = load_states(starts, tl.maximum(tile - 1, 0), channel, state, CHANNELS, N)
+        add_shares(
+            shares + place * N, stride, state, token, seq_len, dBs + dCs, block, N, TOKENS, ROWS, BLOCKS)
+        store_tokens(ddt + place * CHANNELS, channel, token, seq_len, ddts, CHANNELS, TOKENS, ALL_CHANNELS)
+        store_tokens(dx + place * CHANNELS, channel, token, seq_len, dxs, CHANNELS, TOKENS, ALL_CHANNELS)
+    return later_IN, dA_IN, dD
 
 
 @triton.jit
-def decays_and_inputs(x, dt, B, document, token, is_token, channel, state, rate_IN, num_channels, N):
-    """The decays, and what each token adds to the state: dt x B^T."""
-    value_TI = load_tile(x, token, is_token, channel, num_channels)
-    value_TI *= load_tile(dt, token, is_token, channel, num_channels)
-    B_TN = load_tile(B, token, is_token, state, N)
-    added = value_TI[:, :, None] * B_TN[:, None, :]
-    return decays(dt, document, token, is_token, channel, rate_IN, num_channels), added
+def biases_at_starts(document, token, seq_len, TOKENS: tl.constexpr, WHOLE: tl.constexpr):
+    """Of each token what the logarithm of its decay gets: minus infinity where a document starts, else nothing."""
+    biases = ()
+    if document is None:
+        for _ in tl.static_range(TOKENS):
+            biases = biases + (0.0,)
+    else:
+        before = tl.load(document + tl.maximum(tl.minimum(token, seq_len) - 1, 0))
+        for t in tl.static_range(TOKENS):
+            if WHOLE:
+                here = tl.load(document + token + t)
+            else:
+                here = tl.load(document + tl.minimum(token + t, seq_len - 1))
+            biases = biases + (tl.where(here != before, float("-inf"), 0.0),)
+            before = here
+    return biases
 
 
 @triton.jit
-def scan_states(decay, added, h_IN):
-    """h_t = decay_t h_{t-1} + added_t, from the state before the first token: [T, I, N]."""
-    product, h_TIN = tl.associative_scan((decay, added), 0, combine_steps)
-    return h_TIN + product * h_IN[None, :, :]
+def load_states(x, place, channel, state, CHANNELS: tl.constexpr, N: tl.constexpr):
+    """[I, N] in float32, zero where there is nothing."""
+    pointer = x + tl.cast(place, tl.int64) * CHANNELS * N + channel[:, None] * N + state[None, :]
+    return widen(tl.load(pointer, mask=(channel < CHANNELS)[:, None] & (state < N)[None, :], other=0.0))
 
 
 @triton.jit
-def combine_steps(decay, value, next_decay, next_value):
-    """Two steps of a linear recurrence as one."""
-    return decay * next_decay, value * next_decay + next_value
+def store_states(x, place, channel, state, value, CHANNELS: tl.constexpr, N: tl.constexpr):
+    pointer = x + tl.cast(place, tl.int64) * CHANNELS * N + channel[:, None] * N + state[None, :]
+    tl.store(pointer, value, mask=(channel < CHANNELS)[:, None] & (state < N)[None, :])
 
 
 @triton.jit
-def take_token(x_TIN, place: tl.constexpr, TOKENS: tl.constexpr):
-    """The entries of one token: [I, N]."""
-    lane = tl.arange(0, TOKENS)
-    return tl.sum(tl.where((lane == place)[:, None, None], x_TIN, 0.0), 0)
+def load_channels(x, channel, CHANNELS: tl.constexpr):
+    return widen(tl.load(x + channel, mask=channel < CHANNELS, other=0.0))
 
 
 @triton.jit
-def load_tile(x, token, is_token, column, width):
-    """[T, columns] in float32, zero where there is nothing."""
-    mask = is_token[:, None] & (column < width)[None, :]
-    return widen(tl.load(x + token[:, None].to(tl.int64) * width + column[None, :], mask=mask, other=0.0))
+def load_tokens(x, column, token, seq_len, WIDTH: tl.constexpr, TOKENS: tl.constexpr, ALL: tl.constexpr):
+    """Of each token a block of columns in float32, zero where there is nothing; x points to the first one's row.
+    ALL: all columns of all tokens exist."""
+    values = ()
+    for t in tl.static_range(TOKENS):
+        if ALL:
+            value = tl.load(x + column + t * WIDTH)
+        else:
+            value = tl.load(x + column + t * WIDTH, mask=column < tl.where(token + t < seq_len, WIDTH, 0), other=0.0)
+        values = values + (widen(value),)
+    return values
 
 
 @triton.jit
-def store_tile(x, token, is_token, column, width, value):
-    mask = is_token[:, None] & (column < width)[None, :]
-    pointer = x + token[:, None].to(tl.int64) * width + column[None, :]
-    tl.store(pointer, narrow(value, x.dtype.element_ty), mask=mask)
+def store_tokens(x, column, token, seq_len, values, WIDTH: tl.constexpr, TOKENS: tl.constexpr, ALL: tl.constexpr):
+    for t in tl.static_range(TOKENS):
+        value = narrow(values[t], x.dtype.element_ty)
+        if ALL:
+            tl.store(x + column + t * WIDTH, value)
+        else:
+            tl.store(x + column + t * WIDTH, value, mask=column < tl.where(token + t < seq_len, WIDTH, 0))
+
+
+@triton.jit
+def add_shares(
+    x, stride, state, token, seq_len, tiles, block, N: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """Adds sums over channels, of each token for B and then for C, to what the program's blocks of channels before
+    this one have stored; the first one stores. stride: numbers from B's to C's."""
+    sums = sums_over_channels(tiles, 2 * TOKENS, ROWS)
+    for m in tl.static_range(2 * TOKENS // ROWS):
+        place = m * ROWS + tl.arange(0, ROWS)
+        pointer = (x + (place // TOKENS) * stride + (place % TOKENS) * N)[:, None] + state[None, :]
+        is_there = (place % TOKENS < seq_len - token)[:, None] & (state < N)[None, :]
+        value = sums[m]
+        if BLOCKS > 1:
+            value += tl.load(pointer, mask=is_there & (state < tl.where(block > 0, N, 0))[None, :], other=0.0)
+        tl.store(pointer, value, mask=is_there)
+
+
+@triton.jit
+def sums_over_channels(tiles, COUNT: tl.constexpr, ROWS: tl.constexpr):
+    """The sums over the rows of each tile, as the rows, in order, of fewer tiles, or of one, whose rows are as many.
+
+    Two tiles become one, half of whose rows are of each: threads exchange half of what they hold, once for both.
+    """
+    for level in tl.static_range(8):
+        if 2 ** level < ROWS:
+            merged = ()
+            for pair in tl.static_range(COUNT // 2 ** (level + 1)):
+                merged = merged + (merge_tiles(tiles[2 * pair], tiles[2 * pair + 1], 2 ** level),)
+            tiles = merged
+    return tiles
+
+
+@triton.jit
+def merge_tiles(even, odd, DISTANCE: tl.constexpr):
+    """Of rows that are DISTANCE apart the sum: the first is that of one tile, the second of the other."""
+    row = tl.broadcast_to(tl.arange(0, even.shape[0])[:, None], even.shape)
+    is_odd = (row & DISTANCE) != 0
+    return tl.where(is_odd, odd, even) + tl.gather(tl.where(is_odd, even, odd), row ^ DISTANCE, 0)
+
+
+@triton.jit
+def fold(x_IN, ROWS: tl.constexpr):
+    """The sum of every ROWS-th row."""
+    return tl.sum(tl.reshape(x_IN, (x_IN.shape[0] // ROWS, ROWS, x_IN.shape[1])), 0)

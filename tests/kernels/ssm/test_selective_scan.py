@@ -130,19 +130,13 @@ def test_no_state_of_a_token_is_kept_for_the_backward():
     assert sum(storages.values()) < all_states / 2
 
 
-@pytest.mark.parametrize(("sizes", "strength", "dtype", "packed", "has_state"), [
-    ((1, 4, 4), 1.0, torch.float32, False, False),
-    ((19, 11, 5), 1.0, torch.float32, True, True),  # tiles, channels and states that are no multiple of a block
-    ((17, 8, 4), 1.0, torch.bfloat16, True, True),
-    ((10, 8, 2), 50.0, torch.float32, False, True),  # states that are all but forgotten from token to token
-])
-def test_triton_equals_float64(sizes, strength, dtype, packed, has_state):
+def check_triton(sizes, strength, dtype, document_BS, has_state):
+    """Triton's scan, in the interpreter where there is no GPU, against PyTorch's in float64."""
     (seq_len, num_channels, d_state), generator = sizes, torch.Generator().manual_seed(0)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    document_BS = (torch.rand(2, seq_len, generator=generator) < 0.2).long().cumsum(1) if packed else None
     arguments = [
         normal(2, seq_len, num_channels), normal(2, seq_len, num_channels).abs(),
         -strength * normal(num_channels, d_state).abs(), normal(2, seq_len, d_state), normal(2, seq_len, d_state),
@@ -154,3 +148,23 @@ def test_triton_equals_float64(sizes, strength, dtype, packed, has_state):
             *inputs[:6], document_BS=document_BS, state_BIN=inputs[6], backend=backend)
 
     check_kernel(by("triton"), by("torch"), arguments, dtype, precise=[1, 2, 5, 6])
+
+
+@pytest.mark.parametrize(("sizes", "strength", "dtype", "packed", "has_state"), [
+    ((1, 4, 4), 1.0, torch.float32, False, False),
+    ((16, 8, 4), 1.0, torch.float32, True, False),  # whole runs, and blocks of all channels and states
+    ((19, 11, 5), 1.0, torch.float32, True, True),  # runs, channels and states that are no multiple of a block
+    ((17, 8, 4), 1.0, torch.bfloat16, True, True),
+    ((10, 8, 2), 50.0, torch.float32, False, True),  # states that are all but forgotten from token to token
+    ((9, 5, 12), 1.0, torch.float32, True, True),  # fewer channels than sums that threads exchange
+    ((9, 3, 40), 1.0, torch.float32, False, True),  # a channel's states are all that a program holds
+])
+def test_triton_equals_float64(sizes, strength, dtype, packed, has_state):
+    check_triton(sizes, strength, dtype, documents(0, seq_len=sizes[0], rate=0.2) if packed else None, has_state)
+
+
+@pytest.mark.parametrize("seq_len", [16, 21])
+def test_triton_starts_documents_where_tiles_and_runs_start(seq_len):
+    first_tokens = torch.tensor([[2, 4, 8], [1, 7, 15]])
+    document_BS = (torch.arange(seq_len)[:, None] >= first_tokens[:, None]).sum(-1)
+    check_triton((seq_len, 4, 4), 1.0, torch.float32, document_BS, True)
