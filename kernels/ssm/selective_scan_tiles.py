@@ -1,8 +1,8 @@
 """Mamba-1's selective scan in Triton: a program, of one warp, goes from token to token with a tile of the state, some
 channels by all states, in registers.
 
-What a few tokens need is loaded before the first of them is computed. A program of one warp has no barriers, and sums
-over channels or states pass through no shared memory.
+What a few tokens need is loaded before the first of them is computed. A warp waits for no other, and its threads sum
+over states and channels by exchanging registers.
 
 B batch, S sequence, Z runs of tokens whose entering state is kept, U tiles of tokens of a run, I channels, J shares of
 them, N state.
@@ -32,8 +32,8 @@ class Tile(NamedTuple):
     registers: int | None = None
 
 
-FORWARD = Tile(4, 16, 4) if INTERPRETING else Tile(16, 256, 8)
-BACKWARD = Tile(8, 32, 2) if INTERPRETING else Tile(16, 256, 4)
+FORWARD = Tile(4, 16, 4) if INTERPRETING else Tile(32, 512, 8)
+BACKWARD = Tile(8, 32, 2) if INTERPRETING else Tile(16, 256, 2)
 
 SHARE = 8 if INTERPRETING else 16
 """Channels of a program of the backward, tile after tile: it sums what they give the gradients of B and C."""
@@ -136,7 +136,7 @@ def _backward(
         dy_BSI, dlast_BIN, x_BSI, dt_BSI, A_IN, B_BSN.float(), C_BSN.float(), D_I, document_BS, kept_BZIN, starts_BUIN,
         dx_BSI, ddt_BSI, dA_BIN, shares_2JBSN, dD_BI, dstate_BIN, x_BSI.shape[1], BLOCKS=blocks, **sizes,
     )
-    dB_BSN, dC_BSN = (share_JBSN.sum(0).to(B_BSN.dtype) for share_JBSN in shares_2JBSN)
+    dB_BSN, dC_BSN = shares_2JBSN[0].sum(0).to(B_BSN.dtype), shares_2JBSN[1].sum(0).to(C_BSN.dtype)
     return dx_BSI, ddt_BSI, dA_BIN, dB_BSN, dC_BSN, dD_BI, dstate_BIN
 
 

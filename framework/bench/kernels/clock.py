@@ -25,17 +25,18 @@ class Times(NamedTuple):
 def times_of(function: Callable[[], object]) -> Times:
     """Of runs on the current GPU, its cache flushed before each.
 
-    Before each run the GPU is made to sleep for longer than launching took, so that its own time shows.
+    Before each run the GPU is made to sleep for longer than launching took at first, so that its own time shows. Of a
+    function that waits for the GPU itself, which waits for that sleep too, it shows with the host's.
     """
     function()
-    host, whole = _once(function)
+    launching, whole = _once(function)
     hertz = 1e3 * torch.cuda.get_device_properties(torch.cuda.current_device()).clock_rate
     other = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     found = []
     for _ in range(max(FEWEST, min(MOST, int(SECONDS / whole)))):
         other.zero_()
-        torch.cuda._sleep(int(hertz * (2 * host + 1e-4)))
+        torch.cuda._sleep(int(hertz * (2 * launching + 1e-4)))
         start.record()
         begin = time.perf_counter()
         function()
