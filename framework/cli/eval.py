@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from framework.cli.progress import growing_bar
 from framework.errors import UserError
 
 BOOTSTRAP = 100_000  # as lm-eval's own command
@@ -59,15 +60,16 @@ def _live(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = load_run(run, step, device)
-    if names:
-        model = task_model(found, run, device, batch_size)
-        loaded = load_tasks(names, task_path, num_fewshot, model.seq_len)
-    report = {"step": found.step, "val_loss": None, "val_bits_per_byte": None, "tokens": None}
-    if not names or has_validation(found):
-        report |= measure_loss(found, run, device)
-    if not names:
-        return report, ""
-    results = run_tasks(model, loaded, limit, BOOTSTRAP)
+    with growing_bar("rows of tasks") as watch:
+        if names:
+            model = task_model(found, run, device, batch_size, watch)
+            loaded = load_tasks(names, task_path, num_fewshot, model.seq_len)
+        report = {"step": found.step, "val_loss": None, "val_bits_per_byte": None, "tokens": None}
+        if not names or has_validation(found):
+            report |= measure_loss(found, run, device)
+        if not names:
+            return report, ""
+        results = run_tasks(model, loaded, limit, BOOTSTRAP)
     return {**report, "tasks": figures(results)}, table(results)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from framework.tasks.rows import Row
-from framework.tasks.scoring import LIKELIEST
+from framework.tasks.scoring import LIKELIEST, Watch, unwatched
 
 if TYPE_CHECKING:
     from framework.model import LanguageModel
@@ -20,13 +20,16 @@ Continue = Callable[[Sequence[Prompt], int, Ended], list[list[int]]]
 """(prompts, most new tokens, ended) -> the new tokens of each, with the one that ended it."""
 
 
-def with_caches(model: LanguageModel, batch_size: int) -> Continue:
-    """For a whole model in one process. Prompts of equal length go together, `batch_size` of them."""
+def with_caches(model: LanguageModel, batch_size: int, watch: Watch = unwatched) -> Continue:
+    """For a whole model in one process. Prompts of equal length go together, `batch_size` of them; watch: told of
+    prompts."""
     def continued(prompts: Sequence[Prompt], most: int, ended: Ended) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in prompts]
+        watch(0, len(prompts))
         for batch in _equally_long(prompts, batch_size):
             _continue_batch(model, [prompts[number] for number in batch], [found[number] for number in batch], most,
                             ended)
+            watch(len(batch), 0)
         return found
 
     return continued

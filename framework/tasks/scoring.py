@@ -30,6 +30,13 @@ NATS, WRONG, LIKELIEST = range(3)
 """Columns of what a row gets."""
 ONE = MeshSizes()
 
+Watch = Callable[[int, int], None]
+"""Told of pieces of work: how many more are done, and how many more there are."""
+
+
+def unwatched(done: int, more: int) -> None:
+    """Nobody looks."""
+
 
 class Scorer:
     """Takes rows through a model. Collective over the world, and every rank makes the same forwards.
@@ -37,17 +44,17 @@ class Scorer:
     sizes: of the mesh that the model is split over; index: of this rank among those with other rows (`Mesh.batch`).
     batch_size: rows of a forward on one of them, a multiple of pp. run: called in the model's place with its arguments
     (a pipeline's `evaluate`). goes_on: asked after every forward; where it says no, to all ranks after the same one,
-    nothing is scored.
+    nothing is scored. watch: told how many rows are done, and how many more have come.
     """
 
     def __init__(
         self, model: nn.Module, seq_len: int, batch_size: int, device: torch.device, sizes: MeshSizes = ONE,
         index: int = 0, run: Callable[[Tensor, Context, Tensor], Tensor] | None = None,
-        goes_on: Callable[[], bool] = lambda: True,
+        goes_on: Callable[[], bool] = lambda: True, watch: Watch = unwatched,
     ) -> None:
         assert batch_size % sizes.pp == 0, "a pipeline takes equal micro-batches, one for each rank"
         self.model, self.seq_len, self.batch_size, self.device = model, seq_len, batch_size, device
-        self.sizes, self.index, self.run, self.goes_on = sizes, index, run or model, goes_on
+        self.sizes, self.index, self.run, self.goes_on, self.watch = sizes, index, run or model, goes_on, watch
 
     @property
     def num_rows(self) -> int:
@@ -66,12 +73,14 @@ class Scorer:
         self.model.eval()
         total_N3 = torch.zeros(len(rows), 3, dtype=torch.float64, device=self.device)
         order = sorted(range(len(rows)), key=lambda number: -len(rows[number].tokens))
+        self.watch(0, len(rows))
         for first in range(0, len(order), self.num_rows):
             turn = order[first : first + self.num_rows]
             own = turn[self.index :: self.sizes.batch]
             results_B3 = self._forward([rows[number] for number in own], len(turn), len(rows[turn[0]].tokens))
             if results_B3 is not None:
                 total_N3[own] = results_B3[: len(own)]
+            self.watch(len(turn), 0)
             if not self.goes_on():
                 return None
         if self.sizes.world > 1:

@@ -12,7 +12,7 @@ from framework.errors import UserError
 from framework.tasks.collective import Team
 from framework.tasks.conditions import require_token_choice
 from framework.tasks.continuation import with_caches
-from framework.tasks.scoring import Scorer
+from framework.tasks.scoring import Scorer, Watch, unwatched
 from framework.tasks.task_model import TaskModel
 from framework.training.data_state import refuse_other_data
 from framework.training.evaluation import evaluate
@@ -44,8 +44,11 @@ def has_validation(found: LoadedRun) -> bool:
     return (data.corpus is not None or bool(data.blend)) and data.validation_fraction > 0
 
 
-def task_model(found: LoadedRun, run: Path, device: torch.device, batch_size: int | None = None) -> TaskModel:
-    """What lm-eval's tasks call. batch_size: rows of a forward; None: as many as in the run's own.
+def task_model(
+    found: LoadedRun, run: Path, device: torch.device, batch_size: int | None = None, watch: Watch = unwatched
+) -> TaskModel:
+    """What lm-eval's tasks call. batch_size: rows of a forward; None: as many as in the run's own. watch: told of rows
+    and of prompts.
 
     Raises UserError for a run without a tokenizer, and as `require_token_choice` does.
     """
@@ -54,8 +57,8 @@ def task_model(found: LoadedRun, run: Path, device: torch.device, batch_size: in
                         "names one")
     require_token_choice(found.loaded.architecture, f"{run}: --tasks")
     batch_size, seq_len = batch_size or _rows(found), found.loaded.recipe.data.seq_len
-    team = Team(Scorer(found.model, seq_len, batch_size, device))
-    return TaskModel(team, found.tokenizer, seq_len, with_caches(found.model, batch_size))
+    team = Team(Scorer(found.model, seq_len, batch_size, device, watch=watch))
+    return TaskModel(team, found.tokenizer, seq_len, with_caches(found.model, batch_size, watch))
 
 
 def run_tasks(model: TaskModel, tasks: TaskSet, limit: int | None, bootstrap: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from framework.parallelize import parallelize
 from framework.parallelize.pipeline import LanguageModelPipeline
 from framework.recipe.stages import stage_layers
 from framework.tasks.collective import BrokenOff, Team
+from framework.tasks.continuation import with_caches
 from framework.tasks.rows import Row
 from framework.tasks.scoring import Scorer, padded_length
 from kernels import linear_cross_entropy
@@ -119,6 +120,19 @@ def test_a_stop_leaves_no_result():
     assert team.lead(lambda: team.score(rows())) is None
     with pytest.raises(BrokenOff):
         team.score(rows())
+
+
+def test_progress_counts_rows_as_they_are_done():
+    told = []
+    model = initialized(pattern="*-")
+    scorer = Scorer(model, SEQ_LEN, 2, torch.device("cpu"), watch=lambda done, more: told.append((done, more)))
+    scorer.score(rows())
+    assert told[0] == (0, len(rows())) and {more for _, more in told[1:]} == {0}
+    assert max(done for done, _ in told) == 2 and sum(done for done, _ in told) == len(rows())
+    told.clear()
+    continued = with_caches(model, 2, lambda done, more: told.append((done, more)))
+    continued([(1, 2), (3,), (4, 5), (6, 7)], 2, lambda tokens: False)
+    assert told == [(0, 4), (2, 0), (1, 0), (1, 0)]
 
 
 @settings(max_examples=20, deadline=None)
