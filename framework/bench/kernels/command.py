@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -104,12 +105,18 @@ def _time(cases: list[Case], as_json: bool) -> int:
         compile_launches(launches_of(cases, checked=True), show_progress)
     else:
         print("this GPU is not of sm_90: kernels are compiled for it as they come", file=sys.stderr)
-    place, ceilings = torch.cuda.get_device_name(), measure()
-    for row in time_cases(cases, ceilings, torch.device("cuda"), budget_seconds=BUDGET - time.monotonic() + started):
-        rows.append(row)
-        took = row.fault or f"{row.milliseconds:.3f} ms, {row.of_floor:.0%} of the floor"
-        print(f"{row.kernel}, {row.shape}, {row.direction}: {took}", file=sys.stderr)
-    not_captured = capture_fault(layer_case(SHAPES[-1])) if any(case.kernel == "moe layer" for case in cases) else None
+    place, ceilings, not_captured = torch.cuda.get_device_name(), measure(), None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        budget = BUDGET - time.monotonic() + started
+        for row in time_cases(cases, ceilings, torch.device("cuda"), budget_seconds=budget):
+            rows.append(row)
+            took = row.fault or f"{row.milliseconds:.3f} ms, {row.of_floor:.0%} of the floor"
+            print(f"{row.kernel}, {row.shape}, {row.direction}: {took}", file=sys.stderr)
+        if any(case.kernel == "moe layer" for case in cases):
+            not_captured = capture_fault(layer_case(SHAPES[-1]))
+    except KeyboardInterrupt:  # what was measured until then is not lost
+        not_captured = "stopped before the end"
     if as_json:
         print(json.dumps({"device": place, **ceilings._asdict(), "not_captured": not_captured,
                           "rows": [row.as_dict() for row in rows]}))

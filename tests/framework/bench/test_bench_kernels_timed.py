@@ -1,6 +1,10 @@
 """Cases at small shapes: functions and their peers give the same, and times are taken of what is right."""
 
+import itertools
 import json
+import os
+import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,6 +105,30 @@ def test_the_command_says_it_in_json_and_in_a_table(factor, monkeypatch, capsys)
         assert row in table
     else:
         assert code == 1 and said["rows"][0]["milliseconds"] is None and "| wrong by 5.0e-02 |" in table
+
+
+def test_rows_measured_before_a_stop_are_said(monkeypatch, capsys):
+    """By Ctrl-C or, from a batch system, SIGTERM."""
+    def measure(run):
+        if (measured := next(calls)) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Times(25.0 + measured, 3.0)
+
+    calls, before = itertools.count(), signal.getsignal(signal.SIGTERM)
+    cases = [replace(doubling(2.0), peers={}, shape=shape) for shape in ("first", "second")]
+    monkeypatch.setattr(command, "all_cases", lambda only: cases)
+    monkeypatch.setattr(command, "measure", lambda: H100)
+    monkeypatch.setattr(command, "time_cases", lambda cases, ceilings, device, **limits: time_cases(
+        cases, ceilings, CPU, measure, **limits))
+    for name, value in (("is_available", True), ("get_device_name", "a GPU"), ("get_device_capability", (8, 0))):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    try:
+        assert command.main(["--json"]) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = json.loads(capsys.readouterr().out)
+    assert [(row["shape"], row["milliseconds"]) for row in said["rows"]] == [("first", 25.0), ("first", 26.0)]
+    assert said["not_captured"] == "stopped before the end"
 
 
 def test_gradients_are_those_of_all_leaves():
