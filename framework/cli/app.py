@@ -50,6 +50,9 @@ def main() -> None:
     except (UserError, WrongPlace) as error:
         sys.exit(_fail(str(error)))
     except ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # of a group of commands, without any
+            print(error.format_message(), file=sys.stderr)
+            sys.exit(2)
         sys.exit(_fail(error.format_message().replace("Value error, ", "")))
     except Stopped as error:
         sys.exit(_fail(f"stopped by {error.signal.name}", 128 + error.signal))

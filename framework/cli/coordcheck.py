@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from framework.cli.lists import positive_integers
+from framework.cli.pictures import picture
 from framework.cli.progress import bar
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ def command(
     from framework.trials.over_widths import at_widths, for_check
 
     loaded = at_widths(recipe, for_check(recipe, overrides or []), positive_integers("--widths", widths))
-    with bar("widths x seeds", len(loaded) * seeds) as advance:
-        measured = measure_widths(loaded, steps, sequences, range(seeds), advance)
-    rows = slopes(measured)
-    kind = next(iter(loaded.values())).recipe.parametrization.kind
-    plot.parent.mkdir(parents=True, exist_ok=True)
-    draw_coordinates(measured, rows, f"{recipe}, {kind} parametrization", plot)
+    with picture(plot, "--plot"):
+        with bar("widths x seeds", len(loaded) * seeds) as advance:
+            measured = measure_widths(loaded, steps, sequences, range(seeds), advance)
+        rows = slopes(measured)
+        kind = next(iter(loaded.values())).recipe.parametrization.kind
+        draw_coordinates(measured, rows, f"{recipe}, {kind} parametrization", plot)
     passed = all(row.passes for row in rows)
     if as_json:
         print(json.dumps({"passed": passed, "rows": [_plain(row) for row in rows]}))

@@ -60,13 +60,17 @@ def _live(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = load_run(run, step, device)
-    with growing_bar("rows of tasks") as watch:
+    data = found.loaded.recipe.data
+    if not names and data.corpus is None and not data.blend:
+        raise UserError(f"{run}: its recipe names no data to measure a loss on; allowed: --tasks, or a run that was "
+                        "converted with data.corpus=...")
+    with growing_bar("evaluated") as watch:
         if names:
             model = task_model(found, run, device, batch_size, watch)
             loaded = load_tasks(names, task_path, num_fewshot, model.seq_len)
         report = {"step": found.step, "val_loss": None, "val_bits_per_byte": None, "tokens": None}
         if not names or has_validation(found):
-            report |= measure_loss(found, run, device)
+            report |= measure_loss(found, run, device, watch)
         if not names:
             return report, ""
         results = run_tasks(model, loaded, limit, BOOTSTRAP)

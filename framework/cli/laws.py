@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framework.cli.pictures import picture
 from framework.cli.progress import bar
 
 if TYPE_CHECKING:
@@ -98,7 +100,8 @@ def plot(
     from framework.laws.compare import compare
     from framework.laws.figure import POINTS_PER_DECADE, draw_comparison
 
-    print(draw_comparison(compare(curves, coefficients, POINTS_PER_DECADE), out))
+    with picture(out, "--out"):
+        print(draw_comparison(compare(curves, coefficients, POINTS_PER_DECADE), out))
 
 
 @app.command()
@@ -114,6 +117,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit a law's coefficients to runs, with 90 % intervals, for `--coefficients` of the other commands."""
+    from framework.files import writable
     from framework.laws.coefficients import write_coefficients
     from framework.laws.describe import fit_table
     from framework.laws.figure import draw_fit
@@ -122,11 +126,15 @@ def fit(
 
     form, observations, left_out = read(law, runs or [], csv, metric)
     _warn(left_out)
-    with bar("descents", num_steps(replicates)) as progress:
-        fitted = fit_runs(form, observations, replicates, seed, progress)
-    write_coefficients(out, fitted.content)
-    if plot is not None:
-        draw_fit(fitted, plot)
+    with ExitStack() as stack:
+        stack.enter_context(writable(out, "--out a file that may be written"))
+        if plot is not None:
+            stack.enter_context(picture(plot, "--plot"))
+        with bar("descents", num_steps(replicates)) as progress:
+            fitted = fit_runs(form, observations, replicates, seed, progress)
+        write_coefficients(out, fitted.content)
+        if plot is not None:
+            draw_fit(fitted, plot)
     shown = {name: value for name, value in fitted.content.items() if name != "samples"}
     print(json.dumps(shown | {"out": str(out)}, indent=1) if as_json else fit_table(fitted, out))
 

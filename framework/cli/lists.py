@@ -26,5 +26,5 @@ def _numbers(option: str, text: str, read: Callable[[str], N], kind: str) -> lis
     except ValueError:
         found = []
     if len(found) < 2 or not 0 < found[0] <= found[-1] < float("inf"):
-        raise UserError(f"{option} {text!r}; allowed: two or more positive {kind} joined by commas")
+        raise UserError(f"{option} {text!r}; allowed: two or more different positive {kind} joined by commas")
     return found

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from framework.cli.progress import growing_bar
 
 if TYPE_CHECKING:
     from framework.plan import Plan
@@ -28,7 +31,7 @@ def command(
     search: Annotated[bool, typer.Option("--search", help="try all layouts of these GPUs; the best ten")] = False,
     write: Annotated[Path | None, typer.Option("--write", help="with --search: a recipe of the best layout")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="a real step of a rank, without memory or peers")] = False,
-    rank: Annotated[int, typer.Option("--rank", help="with --dry-run: which rank")] = 0,
+    rank: Annotated[int | None, typer.Option("--rank", help="with --dry-run: which rank; default: 0")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Memory of each rank, traffic, time and cost of a recipe on a cluster, and whether it fits."""
@@ -42,12 +45,14 @@ def command(
         raise UserError("--search and --dry-run: given together; allowed: one of them")
     if write is not None and not search:
         raise UserError(f"--write {write}: given without --search; allowed: with it")
+    if rank is not None and not dry_run:
+        raise UserError(f"--rank {rank}: given without --dry-run; allowed: with it")
     cluster, loaded = on and read_cluster(on), load_recipe(recipe, overrides or ())
     if search:
         _search(loaded, cluster, recipe, overrides or [], write, as_json)
         return
     plan = cluster and make_plan(loaded, cluster)
-    rehearsal = _rehearse(loaded, rank) if dry_run else None
+    rehearsal = _rehearse(loaded, rank or 0) if dry_run else None
     if as_json:
         found = (plan.as_json() if plan else {}) | ({"dry_run": asdict(rehearsal)} if rehearsal else {})
         print(json.dumps(found, indent=1))
@@ -99,13 +104,27 @@ def _rehearsal(rehearsal: Rehearsal) -> Iterator[str]:
 def _search(loaded, cluster, name: str, overrides: list[str], path: Path | None, as_json: bool) -> None:
     from framework.plan.search import search, write
 
-    found = search(loaded, cluster)
-    if path is not None:
-        write(found.best[0], name, overrides, path)
+    with _new_recipe(path) if path is not None else nullcontext():
+        with growing_bar("layouts") as advance:
+            found = search(loaded, cluster, lambda: advance(1, 1))
+        if path is not None:
+            write(found.best[0], name, overrides, path)
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
     else:
         print("\n".join(_found(found, path)))
+
+
+def _new_recipe(path: Path) -> AbstractContextManager[None]:
+    """The block that writes it. Raises UserError before it, for a file that is there or can be no recipe."""
+    from framework.errors import UserError
+    from framework.files import writable
+
+    if path.exists():
+        raise UserError(f"--write {path}: is there already; allowed: a new file")
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--write {path}: no name of a recipe; allowed: a file ending in .yaml")
+    return writable(path, "--write a file that may be written")
 
 
 def _found(found: Found, path: Path | None) -> Iterator[str]:

@@ -9,6 +9,7 @@ import typer
 
 from framework.cli.names import folder_name
 from framework.cli.ranks import start_ranks
+from framework.errors import UserError
 
 
 def command(
@@ -18,9 +19,11 @@ def command(
     name: Annotated[str | None, typer.Option(help="of the new run; default: the recipe's last part")] = None,
     runs_dir: Annotated[Path, typer.Option(help="where run folders stand")] = Path("runs"),
     method: Annotated[str, typer.Option(help="copy; granular: shards of hidden units; drop: some start anew")] = "copy",
-    drop_ratio: Annotated[float, typer.Option(help="drop: share of hidden units that start anew")] = 0.5,
+    drop_ratio: Annotated[float | None, typer.Option(
+        help="drop: share of hidden units that start anew; default: 0.5")] = None,
     noise_std: Annotated[float, typer.Option(help="of noise added to experts; 0: none")] = 0.0,
-    noise_share: Annotated[float, typer.Option(help="share of hidden units that get noise")] = 0.5,
+    noise_share: Annotated[float | None, typer.Option(
+        help="share of hidden units that get noise; default: 0.5")] = None,
     router: Annotated[str | None, typer.Option(
         help="recipe, virtual_groups or uniform; default: of copy, granular and drop, in this order")] = None,
     scaling: Annotated[str | None, typer.Option(
@@ -39,7 +42,14 @@ def command(
     path = runs_dir / folder_name(name, recipe)
     target = load_recipe(recipe, overrides or [])
     require_runnable(target)
-    options = Options(method, drop_ratio, noise_std, noise_share, router, scaling, optimizer, keep_step)
+    if drop_ratio is not None and method != "drop":
+        raise UserError(f"--drop-ratio {drop_ratio:g} with --method {method}; allowed: with --method drop")
+    if noise_share is not None and not noise_std:
+        raise UserError(f"--noise-share {noise_share:g} without noise; allowed: with --noise-std")
+    shares = {name: value for name, value in (("drop_ratio", drop_ratio), ("noise_share", noise_share))
+              if value is not None}
+    options = Options(method, noise_std=noise_std, router=router, scaling=scaling, optimizer=optimizer,
+                      keep_step=keep_step, **shares)
     task = prepare(find_source(source, step), target, options)
     refuse_existing(path)
     place = find_place()

@@ -39,6 +39,8 @@ def write_recipe(answer: Answer, given: Values, path: Path, base: str | None = N
         raise UserError(f"{law.name}: no recipe of its optimum; allowed: {', '.join(LAWS)}")
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"{path}: no name of a recipe; allowed: a file ending in .yaml")
+    if path.exists():
+        raise UserError(f"{path}: is there already; allowed: a new file")
     vocab_size = vocabulary(given, base)
     width = answer.values["d_model"]
     if law.name == "chinchilla":

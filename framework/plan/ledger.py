@@ -74,7 +74,7 @@ class Ledger(TorchDispatchMode):
             return storage
 
         def noted_call(operator: Operator, *arguments: Any) -> Any:
-            self._bodies[operator.operator._opoverload] = operator.run
+            self._bodies[operator.operator] = operator.run
             return call(operator, *arguments)
 
         # `fully_shard` frees what it gathered by resizing a storage, which no operation tells of.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 from pathlib import Path
@@ -68,14 +68,18 @@ class Found:
         ]}
 
 
-def search(loaded: Loaded, cluster: Cluster) -> Found:
+def search(loaded: Loaded, cluster: Cluster, advance: Callable[[], None] = lambda: None) -> Found:
     """All degrees whose product is the cluster's, with every ep that divides, under the recipe's own checks.
 
     Schedule, batch and recomputation stay the recipe's. Micro-batches are at most its own, and small enough that a
-    pipeline has one for each rank. Raises UserError where nothing fits, with what came nearest.
+    pipeline has one for each rank. advance: called after each. Raises UserError where nothing fits, with what came
+    nearest.
     """
     require_planned(loaded)
-    tried = [Candidate(each.recipe, plan_outline(each, cluster)) for each in _layouts(loaded, cluster)]
+    tried = []
+    for each in _layouts(loaded, cluster):
+        tried.append(Candidate(each.recipe, plan_outline(each, cluster)))
+        advance()
     if not tried:
         raise UserError(f"--on {cluster.name}: no layout of {cluster.num_gpus} ranks passes the recipe's checks; "
                         "allowed: another number of GPUs, or another data.batch_size")
@@ -95,12 +99,7 @@ def describe(candidate: Candidate) -> str:
 
 
 def write(candidate: Candidate, name: str, overrides: Sequence[str], path: Path) -> None:
-    """A recipe file that extends another, by name or file, by its overrides and the layout; not over another file.
-
-    Raises UserError.
-    """
-    if path.exists():
-        raise UserError(f"--write {path}: is there already; allowed: a new file")
+    """A recipe file that extends another, by name or file, by its overrides and the layout."""
     document: dict[str, Any] = {"description": f"{name} on {candidate.plan.cluster.name}"}
     document["extends"] = str(Path(name).resolve()) if Path(name).suffix in SUFFIXES else name
     for key, value in (*_values(overrides), ("data.micro_batch_size", candidate.micro_batch_size),

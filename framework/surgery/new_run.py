@@ -15,7 +15,7 @@ from framework.training.lock import lock_folder
 def refuse_existing(path: Path) -> None:
     """Raise UserError where there is something under a new run's name, or no folder can be above it."""
     if path.exists() or path.is_symlink():
-        raise UserError(f"{path}: the run folder exists; allowed: another --name")
+        raise UserError(f"{path}: the run folder exists; allowed: another name")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
         raise UserError(f"{path}: {above} is no folder; allowed: another --runs-dir")

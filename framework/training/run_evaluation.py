@@ -15,7 +15,7 @@ from framework.tasks.continuation import with_caches
 from framework.tasks.scoring import Scorer, Watch, unwatched
 from framework.tasks.task_model import TaskModel
 from framework.training.data_state import refuse_other_data
-from framework.training.evaluation import evaluate
+from framework.training.evaluation import evaluate, num_batches
 from framework.training.preconditions import mesh_sizes
 from framework.training.shares import forward_size
 
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from framework.training.load import LoadedRun
 
 
-def measure_loss(found: LoadedRun, run: Path, device: torch.device) -> dict[str, Any]:
+def measure_loss(
+    found: LoadedRun, run: Path, device: torch.device, watch: Watch = unwatched
+) -> dict[str, Any]:
     """`val_loss` in nats a token, `val_bits_per_byte` (None where not known) and `tokens`, as the run measures them.
+    watch: told of forwards.
 
     Raises UserError where the run's data are not here, are others than it was trained on, or hold nothing out.
     """
@@ -34,7 +37,14 @@ def measure_loss(found: LoadedRun, run: Path, device: torch.device) -> dict[str,
     refuse_other_data(data, run)
     if data.validation.num_windows == 0:
         raise UserError(f"{run}: nothing is held out (data.validation_fraction={recipe.data.validation_fraction})")
-    measured = evaluate(found.model, data.validation, _rows(found), recipe.data.isolate_documents, device)
+    watch(0, num_batches(data.validation, _rows(found)))
+
+    def after_a_forward() -> bool:
+        watch(1, 0)
+        return True
+
+    measured = evaluate(found.model, data.validation, _rows(found), recipe.data.isolate_documents, device,
+                        goes_on=after_a_forward)
     return {**vars(measured), "tokens": data.validation.num_tokens}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from framework.trials.over_widths import refuse_given
 from framework.trials.runs import Trial, loss_of, run_trials
 
 
@@ -42,7 +43,8 @@ class Optimum:
 def grid(
     recipe: str, overrides: Sequence[str], widths: Sequence[int], lrs: Sequence[float], seeds: Sequence[int]
 ) -> dict[tuple[int, float, int], Trial]:
-    """The trial of each (width, learning rate, seed), narrow ones first."""
+    """The trial of each (width, learning rate, seed), narrow ones first. Raises UserError for fields given twice."""
+    refuse_given(overrides, {"model.d_model": "--widths", "optim.lr": "--lrs", "training.seed": "--seeds"})
     return {
         (width, lr, seed): Trial(
             f"width_{width}_lr_{lr:g}_seed_{seed}", recipe,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from framework.errors import UserError
 from framework.recipe import load_recipe, parameters, require_runnable
 
 if TYPE_CHECKING:
@@ -23,8 +24,18 @@ few steps happen to fall, and Adam's epsilon, below which the first gradients of
 
 
 def at_widths(recipe: str, overrides: Sequence[str], widths: Sequence[int]) -> dict[int, Loaded]:
-    """The recipe with each d_model; what follows d_model follows it. Raises RecipeError where a width cannot be."""
+    """The recipe with each d_model; what follows d_model follows it. Raises UserError where a width cannot be, or
+    d_model is given twice."""
+    refuse_given(overrides, {"model.d_model": "--widths"})
     return {width: load_recipe(recipe, [*overrides, f"model.d_model={width}"]) for width in widths}
+
+
+def refuse_given(overrides: Sequence[str], options: Mapping[str, str]) -> None:
+    """Raise UserError for a field that an option of the command already varies. options: by field."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in options:
+            raise UserError(f"{override}: {options[key]} sets this field already; allowed: that option alone")
 
 
 def require_trainable(recipes: Iterable[Loaded]) -> None:

@@ -95,6 +95,8 @@ def read(
     if (csv_file is None) == (not runs):
         raise UserError(f"{len(runs)} folders and {'no' if csv_file is None else 'a'} table given; allowed: run "
                         "folders, or --csv FILE")
+    if csv_file is not None and metric != LOSS:
+        raise UserError(f"--metric {metric} with --csv; allowed: with run folders, a table has the one column {LOSS}")
     if csv_file is not None:
         return form, read_csv(form, csv_file), []
     return form, *read_runs(form, load_runs(runs), metric)
