@@ -69,6 +69,13 @@ TOKENIZER = ("tokenizer", "train", "corpus.jsonl", "--vocab-size", "300")
     (("tokenizer", "show", "good.model", "\udcff"), "not UTF-8"),
     (("data", "prepare", "corpus.jsonl", "--tokenizer", "good.model", "--name", LONG), "a plain one"),
     (("data", "prepare", "corpus.jsonl", "--tokenizer", "good.model", "--name", "q", "--field", "x"), "no field 'x'"),
+    (("laws", "plot", "joint", "flops=1e19..1e22", "--out", "x.xyz"), "no name of a picture"),
+    (("laws", "plot", "joint", "flops=1e19..1e22", "--out", "/proc/none/x.png"), "cannot be written"),
+    (("laws", "optimum", "joint", "flops=1e20", "num_experts=4", "--recipe", "tiny.yaml"), "is there already"),
+    (("coordcheck", "quickstart", "--plot", "cc.xyz"), "no name of a picture"),
+    (("coordcheck", "quickstart", "model.d_model=32"), "--widths sets this field already"),
+    (("lrtransfer", "quickstart", "optim.lr=1e-3"), "--lrs sets this field already"),
+    (("lrtransfer", "quickstart", "--widths", "64,64"), "two or more different"),
 ])
 def test_a_mistake_is_one_line_and_leaves_nothing(give, folder, arguments, said):
     before = listing(folder)

@@ -118,8 +118,8 @@ def test_eval_takes_a_ranks_share_at_a_time(give, monkeypatch):
     from framework.training import run_evaluation
 
     sizes, evaluate = [], run_evaluation.evaluate
-    monkeypatch.setattr(run_evaluation, "evaluate", lambda model, data, size, *rest: (
-        sizes.append(size), evaluate(model, data, size, *rest))[1])
+    monkeypatch.setattr(run_evaluation, "evaluate", lambda model, data, size, *rest, **further: (
+        sizes.append(size), evaluate(model, data, size, *rest, **further))[1])
     assert give("eval", "runs/tiny")[0] == 0 and sizes == [2]
 
 

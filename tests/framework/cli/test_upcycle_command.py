@@ -115,6 +115,8 @@ UPCYCLE = ("upcycle", "runs/before", "--recipe", "tiny.yaml")
     ((*UPCYCLE, "--name", "new"), "or --method granular"),
     ((*UPCYCLE, "--name", "new", "--method", "all"), "allowed: copy, granular, drop"),
     ((*UPCYCLE, "--name", "new", "--method", "drop", "--drop-ratio", "2"), "allowed: a share"),
+    ((*UPCYCLE, "--name", "new", "--drop-ratio", "0.5"), "allowed: with --method drop"),
+    ((*UPCYCLE, "--name", "new", "--noise-share", "0.5"), "allowed: with --noise-std"),
     ((*UPCYCLE, "--name", "new", "--method", "granular", "model.moe.granularity=3"), "granularity 3 does not divide"),
     ((*UPCYCLE, "--name", "new", "--method", "granular", "data.corpus=no"), "data.corpus: corpus no"),
     ((*UPCYCLE, "--name", "new", "--runs-dir", "tiny.yaml", "--method", "granular"), "tiny.yaml"),
