@@ -14,8 +14,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.language import INTERPRETING, narrow, tl, triton, widen
+from kernels.language import INTERPRETING, tl, triton
 from kernels.operator import operator
+from kernels.ssm.selective_scan_memory import (
+    biases_at_starts,
+    load_channels,
+    load_states,
+    load_tokens,
+    store_states,
+    store_tokens,
+)
+from kernels.ssm.selective_scan_sums import add_shares, fold
 
 
 class Tile(NamedTuple):
@@ -305,111 +314,3 @@ def backward_run(
         store_tokens(ddt + place * CHANNELS, channel, token, seq_len, ddts, CHANNELS, TOKENS, ALL_CHANNELS)
         store_tokens(dx + place * CHANNELS, channel, token, seq_len, dxs, CHANNELS, TOKENS, ALL_CHANNELS)
     return later_IN, dA_IN, dD
-
-
-@triton.jit
-def biases_at_starts(document, token, seq_len, TOKENS: tl.constexpr, WHOLE: tl.constexpr):
-    """Of each token what the logarithm of its decay gets: minus infinity where a document starts, else nothing."""
-    biases = ()
-    if document is None:
-        for _ in tl.static_range(TOKENS):
-            biases = biases + (0.0,)
-    else:
-        before = tl.load(document + tl.maximum(tl.minimum(token, seq_len) - 1, 0))
-        for t in tl.static_range(TOKENS):
-            if WHOLE:
-                here = tl.load(document + token + t)
-            else:
-                here = tl.load(document + tl.minimum(token + t, seq_len - 1))
-            biases = biases + (tl.where(here != before, float("-inf"), 0.0),)
-            before = here
-    return biases
-
-
-@triton.jit
-def load_states(x, place, channel, state, CHANNELS: tl.constexpr, N: tl.constexpr):
-    """[I, N] in float32, zero where there is nothing."""
-    pointer = x + tl.cast(place, tl.int64) * CHANNELS * N + channel[:, None] * N + state[None, :]
-    return widen(tl.load(pointer, mask=(channel < CHANNELS)[:, None] & (state < N)[None, :], other=0.0))
-
-
-@triton.jit
-def store_states(x, place, channel, state, value, CHANNELS: tl.constexpr, N: tl.constexpr):
-    pointer = x + tl.cast(place, tl.int64) * CHANNELS * N + channel[:, None] * N + state[None, :]
-    tl.store(pointer, value, mask=(channel < CHANNELS)[:, None] & (state < N)[None, :])
-
-
-@triton.jit
-def load_channels(x, channel, CHANNELS: tl.constexpr):
-    return widen(tl.load(x + channel, mask=channel < CHANNELS, other=0.0))
-
-
-@triton.jit
-def load_tokens(x, column, token, seq_len, WIDTH: tl.constexpr, TOKENS: tl.constexpr, ALL: tl.constexpr):
-    """Of each token a block of columns in float32, zero where there is nothing; x points to the first one's row.
-    ALL: all columns of all tokens exist."""
-    values = ()
-    for t in tl.static_range(TOKENS):
-        if ALL:
-            value = tl.load(x + column + t * WIDTH)
-        else:
-            value = tl.load(x + column + t * WIDTH, mask=column < tl.where(token + t < seq_len, WIDTH, 0), other=0.0)
-        values = values + (widen(value),)
-    return values
-
-
-@triton.jit
-def store_tokens(x, column, token, seq_len, values, WIDTH: tl.constexpr, TOKENS: tl.constexpr, ALL: tl.constexpr):
-    for t in tl.static_range(TOKENS):
-        value = narrow(values[t], x.dtype.element_ty)
-        if ALL:
-            tl.store(x + column + t * WIDTH, value)
-        else:
-            tl.store(x + column + t * WIDTH, value, mask=column < tl.where(token + t < seq_len, WIDTH, 0))
-
-
-@triton.jit
-def add_shares(
-    x, stride, state, token, seq_len, tiles, block, N: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
-    """Adds sums over channels, of each token for B and then for C, to what the program's blocks of channels before
-    this one have stored; the first one stores. stride: numbers from B's to C's."""
-    sums = sums_over_channels(tiles, 2 * TOKENS, ROWS)
-    for m in tl.static_range(2 * TOKENS // ROWS):
-        place = m * ROWS + tl.arange(0, ROWS)
-        pointer = (x + (place // TOKENS) * stride + (place % TOKENS) * N)[:, None] + state[None, :]
-        is_there = (place % TOKENS < seq_len - token)[:, None] & (state < N)[None, :]
-        value = sums[m]
-        if BLOCKS > 1:
-            value += tl.load(pointer, mask=is_there & (state < tl.where(block > 0, N, 0))[None, :], other=0.0)
-        tl.store(pointer, value, mask=is_there)
-
-
-@triton.jit
-def sums_over_channels(tiles, COUNT: tl.constexpr, ROWS: tl.constexpr):
-    """The sums over the rows of each tile, as the rows, in order, of fewer tiles, or of one, whose rows are as many.
-
-    Two tiles become one, half of whose rows are of each: threads exchange half of what they hold, once for both.
-    """
-    for level in tl.static_range(8):
-        if 2 ** level < ROWS:
-            merged = ()
-            for pair in tl.static_range(COUNT // 2 ** (level + 1)):
-                merged = merged + (merge_tiles(tiles[2 * pair], tiles[2 * pair + 1], 2 ** level),)
-            tiles = merged
-    return tiles
-
-
-@triton.jit
-def merge_tiles(even, odd, DISTANCE: tl.constexpr):
-    """Of rows that are DISTANCE apart the sum: the first is that of one tile, the second of the other."""
-    row = tl.broadcast_to(tl.arange(0, even.shape[0])[:, None], even.shape)
-    is_odd = (row & DISTANCE) != 0
-    return tl.where(is_odd, odd, even) + tl.gather(tl.where(is_odd, even, odd), row ^ DISTANCE, 0)
-
-
-@triton.jit
-def fold(x_IN, ROWS: tl.constexpr):
-    """The sum of every ROWS-th row."""
-    return tl.sum(tl.reshape(x_IN, (x_IN.shape[0] // ROWS, ROWS, x_IN.shape[1])), 0)
