@@ -24,7 +24,12 @@ def read_metadata(path: Path) -> Metadata:
             raise DamagedCheckpoint(f"more than {MOST_BYTES} bytes")
         with path.open("rb") as file:
             return _of_tensors(_MetadataReader(file).load())
-    except (DamagedCheckpoint, OSError) as error:
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: no {path.name}; allowed: a checkpoint that torch.distributed.checkpoint "
+                        "wrote") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except DamagedCheckpoint as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except Exception as error:  # whatever a damaged pickle makes the unpickler raise
         raise UserError(f"{path}: damaged ({type(error).__name__})") from None

@@ -21,6 +21,9 @@ def find_checkpoint(folder: Path) -> Path:
     """The newest checkpoint of a folder that Megatron-LM saves into, or the folder if it is one itself."""
     if (folder / "metadata.json").is_file():
         return folder
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {'a file' if folder.exists() else 'missing'}; allowed: a folder that Megatron-LM "
+                        "saved into, or a checkpoint of it")
     try:
         newest = (folder / TRACKER).read_text().strip()
     except (OSError, UnicodeDecodeError):

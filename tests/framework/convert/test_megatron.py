@@ -315,6 +315,9 @@ def test_commands_say_what_was_done_and_refuse_in_a_line(good, upmix, tmp_path):
         (("to-megatron", run, tmp_path / "no", "--spec", "apex"), "--spec apex"),
         (("to-megatron", run, tmp_path / "no", "--dtype", "int8"), "--dtype int8"),
         (("from-megatron", tmp_path, "other", "--runs-dir", tmp_path), "no latest_checkpointed_iteration.txt"),
+        (("from-megatron", tmp_path / "none", "other", "--runs-dir", tmp_path), "none: missing; allowed: a folder"),
+        (("from-megatron", __file__, "other", "--runs-dir", tmp_path), "a file; allowed: a folder"),
+        (("from-nano", tmp_path, "other", "--runs-dir", tmp_path), "no .metadata; allowed: a checkpoint"),
         (("from-megatron", tmp_path / "out", "new", "--runs-dir", tmp_path), "exists"),
     ):
         code, out, err = upmix("convert", *words)
