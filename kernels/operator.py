@@ -11,8 +11,7 @@ from torch import Tensor, library
 _opened = False
 
 _LIBRARY = library.Library("upmix", "DEF")
-"""Operators are defined one floor below `library.custom_op`, which takes ten microseconds more for each call: what an
-operator of a small model takes altogether."""
+"""Operators are defined one floor below `library.custom_op`, which takes ten microseconds more for each call."""
 
 
 class Operator:

@@ -60,10 +60,6 @@ def _live(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = load_run(run, step, device)
-    data = found.loaded.recipe.data
-    if not names and data.corpus is None and not data.blend:
-        raise UserError(f"{run}: its recipe names no data to measure a loss on; allowed: --tasks, or a run that was "
-                        "converted with data.corpus=...")
     with growing_bar("evaluated") as watch:
         if names:
             model = task_model(found, run, device, batch_size, watch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -103,8 +103,9 @@ def _rehearsal(rehearsal: Rehearsal) -> Iterator[str]:
 
 def _search(loaded, cluster, name: str, overrides: list[str], path: Path | None, as_json: bool) -> None:
     from framework.plan.search import search, write
+    from framework.recipe.files import new_recipe
 
-    with _new_recipe(path) if path is not None else nullcontext():
+    with new_recipe(path, "--write") if path is not None else nullcontext():
         with growing_bar("layouts") as advance:
             found = search(loaded, cluster, lambda: advance(1, 1))
         if path is not None:
@@ -113,18 +114,6 @@ def _search(loaded, cluster, name: str, overrides: list[str], path: Path | None,
         print(json.dumps(found.as_json(), indent=1))
     else:
         print("\n".join(_found(found, path)))
-
-
-def _new_recipe(path: Path) -> AbstractContextManager[None]:
-    """The block that writes it. Raises UserError before it, for a file that is there or can be no recipe."""
-    from framework.errors import UserError
-    from framework.files import writable
-
-    if path.exists():
-        raise UserError(f"--write {path}: is there already; allowed: a new file")
-    if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"--write {path}: no name of a recipe; allowed: a file ending in .yaml")
-    return writable(path, "--write a file that may be written")
 
 
 def _found(found: Found, path: Path | None) -> Iterator[str]:

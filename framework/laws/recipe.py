@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from framework.errors import UserError
-from framework.files import writable, write_atomically
+from framework.files import write_atomically
 from framework.laws.ask import Answer, optimum, predict_with
 from framework.laws.coefficients import choose
 from framework.laws.fine_grained_shape import flops_per_token
@@ -17,6 +17,7 @@ from framework.laws.joint_shape import VOCABULARY, d_model_of, num_params_active
 from framework.laws.learning_rate import learning_rate
 from framework.laws.registry import find_law
 from framework.laws.values import Values
+from framework.recipe.files import new_recipe
 
 HEAD = 64
 RAMP_ENDS, WARMUP_TOKENS = 1_000_000_000, 130e6
@@ -37,10 +38,6 @@ def write_recipe(answer: Answer, given: Values, path: Path, base: str | None = N
     law = answer.law
     if law.name not in LAWS:
         raise UserError(f"{law.name}: no recipe of its optimum; allowed: {', '.join(LAWS)}")
-    if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"{path}: no name of a recipe; allowed: a file ending in .yaml")
-    if path.exists():
-        raise UserError(f"{path}: is there already; allowed: a new file")
     vocab_size = vocabulary(given, base)
     width = answer.values["d_model"]
     if law.name == "chinchilla":
@@ -58,7 +55,7 @@ def write_recipe(answer: Answer, given: Values, path: Path, base: str | None = N
     head = (f"# {law.name} law, {', '.join(f'{name}={value:g}' for name, value in given.items())}\n"
             f"# Best width {width:.1f}, loss {answer.values['loss']:.4f}; "
             f"here d_model {HEAD * blocks}, {blocks} blocks, predicted loss {loss:.4f}\n")
-    with writable(path, "--recipe a file that may be written"):
+    with new_recipe(path, "--recipe"):
         write_atomically(path, head + yaml.safe_dump(content, sort_keys=False, width=120))
     return path
 

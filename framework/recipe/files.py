@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from pathlib import Path
 
 import framework
+from framework.errors import UserError
+from framework.files import writable
 from framework.recipe.errors import Origin, RecipeError, shorten
 
 RECIPES = Path(framework.__file__).resolve().parents[1] / "recipes"
@@ -35,6 +38,16 @@ def find(name: str, beside: Path | None = None, origin: Origin | None = None) ->
     near = get_close_matches(name, names, n=3, cutoff=0.4)
     raise RecipeError((), f"no recipe {shorten(name)}; allowed: a name that `upmix recipes` lists, or a .yaml file"
                       + (f"; nearest: {', '.join(near)}" if near else ""), origin)
+
+
+def new_recipe(path: Path, option: str) -> AbstractContextManager[None]:
+    """The block that writes a recipe's file, see `writable`. Raises UserError before it for a file that is there, or
+    that no recipe can be."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{option} {path}: no name of a recipe; allowed: a file ending in .yaml")
+    if path.exists():
+        raise UserError(f"{option} {path}: is there already; allowed: a new file")
+    return writable(path, f"{option} a file that may be written")
 
 
 def read_text(path: Path) -> str:

@@ -30,9 +30,13 @@ def measure_loss(
     """`val_loss` in nats a token, `val_bits_per_byte` (None where not known) and `tokens`, as the run measures them.
     watch: told of forwards.
 
-    Raises UserError where the run's data are not here, are others than it was trained on, or hold nothing out.
+    Raises UserError where the run names no data, or they are not here, are others than it was trained on, or hold
+    nothing out.
     """
     recipe = found.loaded.recipe
+    if not _names_data(found):
+        raise UserError(f"{run}: its recipe names no data to measure a loss on; allowed: --tasks, or a run that was "
+                        "converted with data.corpus=...")
     data = open_data(recipe.data, recipe.model.vocab_size, recipe.training.seed)
     refuse_other_data(data, run)
     if data.validation.num_windows == 0:
@@ -50,8 +54,12 @@ def measure_loss(
 
 def has_validation(found: LoadedRun) -> bool:
     """Whether the run's recipe names data and holds some out; a run of converted weights may name none."""
+    return _names_data(found) and found.loaded.recipe.data.validation_fraction > 0
+
+
+def _names_data(found: LoadedRun) -> bool:
     data = found.loaded.recipe.data
-    return (data.corpus is not None or bool(data.blend)) and data.validation_fraction > 0
+    return data.corpus is not None or bool(data.blend)
 
 
 def task_model(

@@ -11,7 +11,7 @@ SECONDS = 0.1
 """Of the GPU's time that is watched, about, with FEWEST to MOST runs."""
 FEWEST, MOST = 5, 100
 FLUSHED_BYTES = 2**28
-"""Written before each run: what an H200 keeps in its cache, five times."""
+"""Written before each run: more than four times what an H200 keeps in its cache."""
 
 
 class Times(NamedTuple):

@@ -105,7 +105,7 @@ def _time(cases: list[Case], as_json: bool) -> int:
         compile_launches(launches_of(cases, checked=True), show_progress)
     else:
         print("this GPU is not of sm_90: kernels are compiled for it as they come", file=sys.stderr)
-    place, ceilings, not_captured = torch.cuda.get_device_name(), measure(), None
+    place, ceilings, not_captured, stopped = torch.cuda.get_device_name(), measure(), None, False
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         budget = BUDGET - time.monotonic() + started
@@ -116,16 +116,16 @@ def _time(cases: list[Case], as_json: bool) -> int:
         if any(case.kernel == "moe layer" for case in cases):
             not_captured = capture_fault(layer_case(SHAPES[-1]))
     except KeyboardInterrupt:  # what was measured until then is not lost
-        not_captured = "stopped before the end"
+        stopped = True
     if as_json:
-        print(json.dumps({"device": place, **ceilings._asdict(), "not_captured": not_captured,
+        print(json.dumps({"device": place, **ceilings._asdict(), "not_captured": not_captured, "stopped": stopped,
                           "rows": [row.as_dict() for row in rows]}))
     else:
         print(f"{place}: {ceilings.flops_per_second / 1e12:.0f} TFLOP/s of a product, "
               f"{ceilings.bytes_per_second / 1e12:.2f} TB/s of a copy\n\n{table.timed_text(rows)}")
-    _complain([] if not_captured is None else [not_captured])
+    _complain([*([not_captured] if not_captured else []), *(["upmix: stopped before the end"] if stopped else [])])
     failed = any(row.fault and not row.fault.startswith("not measured") for row in rows)
-    return 1 if failed or not_captured else 0
+    return 1 if failed or not_captured or stopped else 0
 
 
 def _complain(found: list[str]) -> int:

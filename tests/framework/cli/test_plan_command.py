@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from framework.recipe import load_recipe
+from framework.recipe.files import RECIPES
 
 
 def test_json_is_one_object_with_memory_traffic_and_time(upmix):
@@ -34,7 +35,7 @@ def test_mistakes_cost_a_line(upmix):
         (("quickstart", "--on", "2xabacus"), "no such cluster"),
         (("quickstart", "--on", "2xh100", "--write", "x.yaml"), "given without --search"),
         (("quickstart", "--on", "2xh100", "--search", "--write", "x.txt"), "no name of a recipe"),
-        (("quickstart", "--on", "2xh100", "--search", "--write", __file__), "is there already"),
+        (("quickstart", "--on", "2xh100", "--search", "--write", RECIPES / "quickstart.yaml"), "is there already"),
         (("quickstart", "--on", "2xh100", "--rank", "1"), "given without --dry-run"),
         (("quickstart", "--on", "2xh100", "--search", "--dry-run"), "given together"),
         (("quickstart", "--dry-run", "--rank", "2"), "no such rank; allowed: 0 to 1"),

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from framework.cli import main
 from framework.command import UPMIX
+from framework.errors import UserError
 from framework.training.checkpoint.manifest import Manifest, file_facts, read_manifest, write_manifest
 
 RECIPE = {
@@ -121,6 +124,17 @@ def test_eval_takes_a_ranks_share_at_a_time(give, monkeypatch):
     monkeypatch.setattr(run_evaluation, "evaluate", lambda model, data, size, *rest, **further: (
         sizes.append(size), evaluate(model, data, size, *rest, **further))[1])
     assert give("eval", "runs/tiny")[0] == 0 and sizes == [2]
+
+
+def test_a_loss_on_no_data_is_refused():
+    """As of a run that was converted without any."""
+    from framework.training.run_evaluation import has_validation, measure_loss
+
+    data = SimpleNamespace(corpus=None, blend={}, validation_fraction=0.05)
+    found = SimpleNamespace(loaded=SimpleNamespace(recipe=SimpleNamespace(data=data)))
+    assert not has_validation(found)
+    with pytest.raises(UserError, match="runs/theirs: its recipe names no data to measure a loss on"):
+        measure_loss(found, Path("runs/theirs"), torch.device("cpu"))
 
 
 def test_eval_on_other_data_than_the_runs_is_refused(give, copy):
