@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -45,6 +45,13 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         force_to_disk(final.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def new_file(path: Path, option: str) -> AbstractContextManager[None]:
+    """The block that writes a file, see `writable`. Raises UserError before it for one that is there."""
+    if path.exists():
+        raise UserError(f"{option} {path}: is there already; allowed: a new file")
+    return writable(path, f"{option} a file that may be written")
 
 
 @contextmanager

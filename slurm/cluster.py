@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from framework.errors import UserError
-from framework.recipe.errors import Origin, RecipeError, nearest, shorten
+from framework.errors import UserError, nearest
+from framework.recipe.errors import Origin, RecipeError, shorten
 from framework.recipe.files import SUFFIXES, display, read_text
 from framework.recipe.schema.base import Section
 from framework.recipe.tree import walk

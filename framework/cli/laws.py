@@ -117,7 +117,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit a law's coefficients to runs, with 90 % intervals, for `--coefficients` of the other commands."""
-    from framework.files import writable
+    from framework.files import new_file
     from framework.laws.coefficients import write_coefficients
     from framework.laws.describe import fit_table
     from framework.laws.figure import draw_fit
@@ -127,7 +127,7 @@ def fit(
     form, observations, left_out = read(law, runs or [], csv, metric)
     _warn(left_out)
     with ExitStack() as stack:
-        stack.enter_context(writable(out, "--out a file that may be written"))
+        stack.enter_context(new_file(out, "--out"))
         if plot is not None:
             stack.enter_context(picture(plot, "--plot"))
         with bar("descents", num_steps(replicates)) as progress:

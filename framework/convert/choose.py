@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from framework.convert.architectures import TARGETS
-from framework.errors import UserError
-from framework.recipe.errors import nearest, shorten
+from framework.errors import UserError, nearest
+from framework.recipe.errors import shorten
 
 if TYPE_CHECKING:
     from framework.convert.target import Target
@@ -31,7 +31,8 @@ def choose(loaded: Loaded, name: str | None = None) -> Target:
     for model_type, wrong in found.items():
         if not wrong:
             return TARGETS[model_type]
-    near = sorted(found, key=lambda each: (not TARGETS[each].fits_layers(architecture), len(found[each])))
+    near = [name for name in found if TARGETS[name].fits_layers(architecture)] or list(found)
+    near.sort(key=lambda name: len(found[name]))
     told = [f"{model_type}: {', '.join(found[model_type])}" for model_type in near[:NUM_NEAR]]
     raise UserError(f"no target can express this model; nearest are {'; '.join(told)}")
 

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from framework.errors import UserError
+from framework.errors import UserError, nearest
 from framework.packages import require_package
-from framework.recipe.errors import nearest
 from framework.recipe.schema import Parallel
 from framework.training.preconditions import AXES
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from framework.errors import UserError
+from framework.errors import UserError, nearest
 from framework.laws import (
     chinchilla,
     diloco,
@@ -24,5 +24,5 @@ LAWS: dict[str, Law] = {law.name: law for law in (
 def find_law(name: str) -> Law:
     """The law of that name. Raises UserError where there is none."""
     if name not in LAWS:
-        raise UserError(f"law {name!r} is not known; allowed: {', '.join(LAWS)}")
+        raise UserError(f"law {name!r} is not known; allowed: {', '.join(LAWS)}{nearest(name, LAWS)}")
     return LAWS[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from framework.errors import UserError
+from framework.errors import UserError, nearest
 
 LARGEST = 1e40
 """No count of parameters, tokens or FLOPs comes near; below it nothing here overflows."""
@@ -56,7 +56,8 @@ def read(law: str, variables: Iterable[Variable], given: Mapping[str, float]) ->
     known = {variable.name: variable for variable in variables}
     for name in given:
         if name not in known:
-            raise UserError(f"{law}: {name} is not known here; allowed: {', '.join(known) or 'nothing'}")
+            raise UserError(f"{law}: {name} is not known here; allowed: {', '.join(known) or 'nothing'}"
+                            f"{nearest(name, known)}")
     values = {name: each.default for name, each in known.items() if each.default is not None}
     values |= {name: float(value) for name, value in given.items()}
     return {name: known[name].check(law, value) for name, value in values.items()}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from framework.errors import nearest
 from framework.recipe.architecture import Architecture
 from framework.recipe.base_model import base_architecture
-from framework.recipe.errors import DEFAULT, RecipeError, nearest, shorten
+from framework.recipe.errors import DEFAULT, RecipeError, shorten
 from framework.recipe.layout_fit import context_misfits, pipeline_misfits, tensor_misfits
 from framework.recipe.parameters import family_of, parameters
 from framework.recipe.schema import Data, Optim, Parallel, Recipe, Training

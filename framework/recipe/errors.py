@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from framework.errors import UserError
 
@@ -67,9 +66,3 @@ def _spelled(value: object) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_spelled(inner)}' for key, inner in value.items())}}}"
     return repr(value)
-
-
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """"; nearest: X" for the valid word that resembles a wrong one most, or nothing."""
-    matches = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
-    return f"; nearest: {matches[0]}" if matches else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import framework
 from framework.errors import UserError
-from framework.files import writable
+from framework.files import new_file
 from framework.recipe.errors import Origin, RecipeError, shorten
 
 RECIPES = Path(framework.__file__).resolve().parents[1] / "recipes"
@@ -41,13 +41,10 @@ def find(name: str, beside: Path | None = None, origin: Origin | None = None) ->
 
 
 def new_recipe(path: Path, option: str) -> AbstractContextManager[None]:
-    """The block that writes a recipe's file, see `writable`. Raises UserError before it for a file that is there, or
-    that no recipe can be."""
+    """The block that writes a recipe's file, see `new_file`. Raises UserError before it for no name of a recipe too."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"{option} {path}: no name of a recipe; allowed: a file ending in .yaml")
-    if path.exists():
-        raise UserError(f"{option} {path}: is there already; allowed: a new file")
-    return writable(path, f"{option} a file that may be written")
+    return new_file(path, option)
 
 
 def read_text(path: Path) -> str:

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from framework.recipe.errors import RecipeError, nearest, shorten
+from framework.errors import nearest
+from framework.recipe.errors import RecipeError, shorten
 from framework.recipe.schema import Section
 
 S = TypeVar("S", bound=Section)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from framework.recipe.errors import COMMAND_LINE, Origin, RecipeError, nearest, shorten
+from framework.errors import nearest
+from framework.recipe.errors import COMMAND_LINE, Origin, RecipeError, shorten
 from framework.recipe.files import SUFFIXES, display
 from framework.recipe.yaml_reader import Entry, plain
 from framework.sweep import values

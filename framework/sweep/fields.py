@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from framework.errors import nearest
 from framework.recipe import Loaded, Recipe, derived_value, sizes
-from framework.recipe.errors import Origin, RecipeError, nearest
+from framework.recipe.errors import Origin, RecipeError
 from framework.recipe.schema import Section
 from framework.recipe.validate import schema_keys
 from framework.sweep.numbers import Impossible

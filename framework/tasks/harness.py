@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.errors import UserError
+from framework.errors import UserError, nearest
 from framework.packages import require_package
-from framework.recipe.errors import nearest
 from framework.tasks.conditions import require_possible
 
 OLDEST = "0.4.12"

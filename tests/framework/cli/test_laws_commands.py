@@ -128,6 +128,8 @@ def test_a_fit_of_a_table_serves_every_command(upmix):
                            "found.json", "--plot", "fit.png", "--replicates", 20, "--json")
     found = json.loads(out)
     assert code == 0 and err == "" and found["fit"]["num_runs"] == 40 and found["fit"]["num_held_out"] == 8
+    assert upmix("laws", "fit", "chinchilla", "--csv", "runs.csv", "--out", "found.json") == (
+        2, "", "upmix: --out found.json: is there already; allowed: a new file\n")
     assert found["intervals"]["alpha"][0] < found["coefficients"]["alpha"] < found["intervals"]["alpha"][1]
     assert Path("fit.png").read_bytes().startswith(b"\x89PNG")
     assert read_coefficients(Path("found.json")).coefficients.alpha == found["coefficients"]["alpha"]
@@ -187,8 +189,8 @@ def test_a_fit_reads_finished_run_folders(upmix):
     smallest = 2 * 512 * 32 + 4 * 32**2 + 3 * 4 * 32**2
     assert found["ranges"]["num_params"][0] == smallest
     assert found["fit"]["rmse"] < 0.01
-    evaluated = json.loads(upmix("laws", "fit", "chinchilla", "runs", "--metric", "val_loss", "--replicates", 20,
-                                 "--json")[1])
+    evaluated = json.loads(upmix("laws", "fit", "chinchilla", "runs", "--metric", "val_loss", "--out", "evaluated.json",
+                                 "--replicates", 20, "--json")[1])
     by_train, by_eval = (json.loads(json.dumps(each))["coefficients"] for each in (found, evaluated))
     assert by_train != by_eval
 
