@@ -17,7 +17,7 @@ _HOMES = {
     "SymmetricMemory": "dispatch",
     "SymmetricMemoryDispatcher": "dispatch",
     "choose_device": "world",
-    "clip_gradients": "gradients",
+    "clip_divisor": "gradients",
     "find_place": "place",
     "first_nonfinite_gradient": "gradients",
     "gradient_norm": "gradients",

@@ -32,11 +32,10 @@ def gradient_norm(parameters: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
     return all_sum(squares, dist.group.WORLD).sqrt()
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor) -> None:
-    """Scale all gradients in place so that their norm is at most `max_norm`; `norm` as `gradient_norm` gives it."""
-    gradients = [parameter.grad.to_local() for parameter in parameters if parameter.grad is not None]
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+def clip_divisor(norm: Tensor, max_norm: float) -> Tensor:
+    """By what gradients of this norm, as `gradient_norm` gives it, are to be divided so that it is at most `max_norm`:
+    a float32 scalar of 1 or more, or NaN."""
+    return ((norm + 1e-6) / max_norm).clamp(min=1.0).float()
 
 
 def first_nonfinite_gradient(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:

@@ -6,6 +6,7 @@ Apply before `fully_shard`, whose hooks then gather the data-parallel shards aro
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,21 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, distribute_tensor
 
 
+class Leaf(NamedTuple):
+    """A leaf of autograd that hands its gradient over, the parameter to whom, and the shard whose memory it shares."""
+
+    tensor: Tensor
+    parameter: DTensor
+    shard: Tensor
+
+
 @dataclass
 class Sharded:
-    """A parameter made a DTensor, and how many modules use it: several where they are tied."""
+    """A parameter made a DTensor, and how many modules use it: several where they are tied. leaf: see `_leaf`."""
 
     parameter: nn.Parameter
     num_modules: int = 0
+    leaf: Leaf | None = None
 
 
 def shard_parameters(
@@ -72,11 +82,11 @@ def _show_local_shards(
         for name, entry in entries.items():
             parameter = parameters[name]
             if leaves and entry.num_modules == 1 and not torch.compiler.is_compiling():
-                local = _leaf(parameter)
+                local = _leaf(entry, parameter)
             else:
                 gradient = [gradient_placements[name]] if name in gradient_placements else parameter.placements
                 local = parameter.to_local(grad_placements=gradient)
-            module._parameters[name] = local.to(dtype)
+            module._parameters[name] = local if dtype is None else local.to(dtype)
         try:
             return plain_forward(*args, **kwargs)
         finally:
@@ -85,18 +95,21 @@ def _show_local_shards(
     module.forward = forward
 
 
-def _leaf(parameter: DTensor) -> Tensor:
+def _leaf(entry: Sharded, parameter: DTensor) -> Tensor:
     """The only shard of a parameter, as a leaf of autograd that hands its gradient over to the parameter.
 
     Through `to_local` autograd would copy every gradient: it does not take over those of tensor subclasses. With 15
-    million parameters on a CPU that and the detour cost a tenth of a step.
+    million parameters on a CPU that and the detour cost a tenth of a step. The leaf stays from forward to forward, as
+    making one takes the host longer than a small operation.
     """
-    with torch.no_grad():
-        leaf = parameter.to_local().detach()
-    if torch.is_grad_enabled() and parameter.requires_grad:
-        leaf.requires_grad_()
-        leaf.register_post_accumulate_grad_hook(lambda leaf: _hand_over(leaf, parameter))
-    return leaf
+    shard = parameter._local_tensor  # what `to_local` gives where no gradient is wanted
+    if not (torch.is_grad_enabled() and parameter.requires_grad):
+        return shard
+    if entry.leaf is None or entry.leaf.shard is not shard or entry.leaf.parameter is not parameter:
+        tensor = shard.detach().requires_grad_()
+        tensor.register_post_accumulate_grad_hook(lambda leaf: _hand_over(leaf, parameter))
+        entry.leaf = Leaf(tensor, parameter, shard)
+    return entry.leaf.tensor
 
 
 def _hand_over(leaf: Tensor, parameter: DTensor) -> None:

@@ -16,6 +16,7 @@ from framework.training.budget import make_budget
 from framework.training.peers import Peers
 from framework.training.setup import open_data_together
 from framework.training.shares import micro_batches
+from framework.training.transfer import to_device
 
 if TYPE_CHECKING:
     from framework.recipe import Loaded
@@ -66,7 +67,7 @@ class Peer:
         self._tokens += count * self.recipe.data.seq_len
         losses = []
         for samples in micro_batches(first, count, self.recipe.data.micro_batch_size, 0, 1):
-            tokens_BS = torch.from_numpy(self.data.batch(*samples)).to(self.device)
+            tokens_BS = to_device(self.data.batch(*samples), self.device)
             with self._precision():
                 mean = self.loss(self.model, tokens_BS[:, :-1].contiguous(), tokens_BS[:, 1:].contiguous())
             loss = mean * (samples[1] / count)

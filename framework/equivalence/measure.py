@@ -19,7 +19,6 @@ from framework.training.engines import Update
 from framework.training.preconditions import mesh_sizes
 from framework.training.setup import build_model, build_optimizer
 from framework.training.signals import StopRequest
-from framework.training.statistics import ExpertUse
 from framework.training.trainer import StepResult, Trainer
 from parallel import Mesh
 
@@ -90,11 +89,11 @@ class ObservedTrainer(Trainer):
             self.weights = whole_tensors(self.model, self.engine.weight)
         return result
 
-    def _update(self, step: int, loss: Tensor, experts: ExpertUse) -> Update:
+    def _update(self, loss_is_finite: Tensor) -> Update:
         """Clipping is the first thing that an update does to gradients."""
         if not hasattr(self, "gradients"):
             self.gradients = whole_tensors(self.model, self.engine.gradient)
-        return super()._update(step, loss, experts)
+        return super()._update(loss_is_finite)
 
 
 def whole_tensors(model: nn.Module, choose) -> dict[str, np.ndarray]:

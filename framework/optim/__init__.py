@@ -3,6 +3,7 @@
 from parallel.lazy import lazily
 
 _HOMES = {
+    "ShardedAdamW": "adamw",
     "build_adamw": "adamw",
     "decay_shape": "schedule",
     "endpoints": "schedule",

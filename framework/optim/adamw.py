@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from framework.optim.schedule import learning_rate
 from framework.parametrization import STANDARD, Widths, is_decayed, learning_rate_factors
@@ -16,13 +17,34 @@ if TYPE_CHECKING:
     from framework.recipe.schema import Optim
 
 
+class ShardedAdamW(torch.optim.AdamW):
+    """PyTorch's fused AdamW over the local shards of DTensors, which are all that an update needs.
+
+    Through DTensors themselves each group of parameters costs the host milliseconds, in which a GPU has nothing to do.
+    """
+
+    def step(self, divisor: Tensor | None = None, where: Tensor | None = None) -> None:
+        """Update by the gradients over `divisor` (a float32 scalar on the device; None: 1), or leave everything as it
+        is where the boolean `where` is false; in one pass, and without waiting for either number."""
+        # The names by which `torch.amp.GradScaler` tells a fused optimizer the same.
+        self.grad_scale, self.found_inf = divisor, None if where is None else (~where).float()
+        super().step()
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        is_complex = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
+        return is_complex
+
+
 def build_adamw(
     model: nn.Module, optim: Optim, widths: Widths = STANDARD, with_state: bool = True
 ) -> torch.optim.AdamW:
     """Fused AdamW with one group for each (start factor, end factor, weight decay) that occurs.
 
     A parameter's factors are those of its width times those of its role. The state of every parameter exists from the
-    start, so that checkpoints always hold the same keys. `with_state`: False where another holds it.
+    start, so that checkpoints always hold the same keys. `with_state`: False where another holds it, and splits
+    PyTorch's own optimizer; else a ShardedAdamW.
     """
     factors = learning_rate_factors(optim.relative_lr)
     parameters = defaultdict(list)
@@ -33,7 +55,8 @@ def build_adamw(
         parameters[*factors_of_group, decay, optim.eps * width.eps_factor].append(module.get_parameter(name))
     groups = [{"params": members, "start": start, "end": end, "weight_decay": decay, "eps": eps}
               for (start, end, decay, eps), members in parameters.items()]
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=tuple(optim.betas), fused=True)
+    kind = ShardedAdamW if with_state else torch.optim.AdamW
+    optimizer = kind(groups, lr=optim.lr, betas=tuple(optim.betas), fused=True)
     if with_state:
         _create_state(optimizer)
     return optimizer

@@ -13,9 +13,10 @@ from framework.errors import UserError
 from framework.parametrization.roles import declarations
 from framework.training.checkpoint.state import buffer_tensors, model_tensors, optimizer_tensors
 from framework.training.preconditions import require_packages
-from parallel import clip_gradients, first_nonfinite_gradient, gradient_norm, set_gradient_sync
+from parallel import clip_divisor, first_nonfinite_gradient, gradient_norm, set_gradient_sync
 
 if TYPE_CHECKING:
+    from framework.optim import ShardedAdamW
     from framework.recipe.schema import Recipe
     from parallel import Mesh
     from parallel.zero import Zero
@@ -42,8 +43,8 @@ class Engine(Protocol):
     def backward(self, share: Tensor, last: bool) -> None:
         """Add the gradients of this rank's share of the loss; `last`: of the step's micro-batches."""
 
-    def update(self, loss_is_finite: bool) -> Update:
-        """Clip and update, unless loss or gradient is not finite; forget the gradients."""
+    def update(self, loss_is_finite: Tensor) -> Update:
+        """Clip and update, unless loss (a boolean on the device) or gradient is not finite; forget the gradients."""
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         """The sum of all ranks' gradients, whole or a DTensor; between a step's last `backward` and `update`."""
@@ -62,7 +63,7 @@ class ShardedEngine:
     """A model of DTensors, sharded by `parallelize`. counted: its parameters, without copies that other ranks count."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.AdamW, mesh: Mesh, clip_norm: float | None,
+        self, model: nn.Module, optimizer: ShardedAdamW, mesh: Mesh, clip_norm: float | None,
         counted: Iterable[nn.Parameter],
     ) -> None:
         self.model, self.optimizer, self.mesh, self.clip_norm = model, optimizer, mesh, clip_norm
@@ -75,14 +76,13 @@ class ShardedEngine:
         set_gradient_sync(self.model, last)
         share.backward()
 
-    def update(self, loss_is_finite: bool) -> Update:
+    def update(self, loss_is_finite: Tensor) -> Update:
         norm = gradient_norm(self.counted, self.mesh)
+        is_finite = norm.isfinite() & loss_is_finite
+        divisor = None if self.clip_norm is None else clip_divisor(norm, self.clip_norm)
+        self.optimizer.step(divisor, where=is_finite)
         culprit = None
-        if loss_is_finite and norm.isfinite():
-            if self.clip_norm is not None:
-                clip_gradients(self.model.parameters(), self.clip_norm, norm)
-            self.optimizer.step()
-        else:
+        if not is_finite:
             name = first_nonfinite_gradient(self.model.named_parameters())
             culprit = f"the gradient of {name}" if name else "the loss"
         self.optimizer.zero_grad()
@@ -114,7 +114,7 @@ class ZeroEngine:
     def backward(self, share: Tensor, last: bool) -> None:
         self.zero.backward(share, last)
 
-    def update(self, loss_is_finite: bool) -> Update:
+    def update(self, loss_is_finite: Tensor) -> Update:
         norm, updated = self.zero.step()
         assert loss_is_finite or not updated, "a loss that is not finite makes the gradients so"
         return Update(norm, None if updated else "the loss or a gradient")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from framework.model import Context
+from framework.training.transfer import to_device
 
 if TYPE_CHECKING:
     from framework.data.batches import TrainData, ValidationData
@@ -38,7 +39,7 @@ def document_context(
     num_sequences: float = 1.0,
 ) -> Context:
     """The context of samples (first, count) of a split, with their documents where these are isolated."""
-    document_BS = torch.from_numpy(split.documents(*samples)).to(device) if isolate_documents else None
+    document_BS = to_device(split.documents(*samples), device) if isolate_documents else None
     return Context(document_BS=document_BS, num_sequences=num_sequences)
 
 
@@ -59,7 +60,7 @@ def evaluate(
     nats, complete = torch.zeros((), dtype=torch.float64, device=device), True
     for turn in range(num_batches(validation, batch_size, count)):
         windows = (turn * count + index) * batch_size, batch_size
-        tokens_BS, targets_BS = (torch.from_numpy(array).to(device) for array in validation.batch(*windows))
+        tokens_BS, targets_BS = (to_device(array, device) for array in validation.batch(*windows))
         context = document_context(validation, windows, isolate_documents, device)
         nats += nats_of(tokens_BS, context, targets_BS)
         if not goes_on():

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from framework.training.transfer import filled
+
 Field = tuple[str, str, int]
 """Layer, name of what it counted, and how many numbers that is."""
 
@@ -75,7 +77,7 @@ class ExpertStatistics:
 
         The first time collective over `holders`, whose layers all stand in it: zeros for those of other ranks.
         """
-        taken = {(layer, field): value.detach().to(device, torch.float64).reshape(-1)
+        taken = {(layer, field): _on(device, value.detach())
                  for layer, module in self.layers.items() for field, value in module.take_statistics().items()}
         fields = self._whole([(layer, field, len(value)) for (layer, field), value in taken.items()])
         parts = [torch.zeros(0, dtype=torch.float64, device=device)]
@@ -111,6 +113,13 @@ class ExpertStatistics:
             dist.all_gather_object(parts, own, group=self._holders)
             self._fields = sorted((field for part in parts for field in part), key=lambda field: _in_order(field[0]))
         return self._fields
+
+
+def _on(device: torch.device, value: Tensor) -> Tensor:
+    """As a float64 vector there, without waiting for it: of what the host has counted, which is one number each."""
+    if value.device.type == "cpu" != device.type:
+        return filled(value.item(), device)
+    return value.to(device, torch.float64).reshape(-1)
 
 
 def _in_order(layer: str) -> list[tuple[int, str]]:

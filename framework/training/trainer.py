@@ -22,7 +22,8 @@ from framework.training.engines import Update, make_engine
 from framework.training.evaluation import document_context
 from framework.training.shares import micro_batches
 from framework.training.signals import STOP_SIGNALS, StopRequest
-from framework.training.statistics import ExpertStatistics, ExpertUse
+from framework.training.statistics import ExpertStatistics, ExpertUse, Field
+from framework.training.transfer import filled, to_device
 from parallel.collectives import all_sum
 
 if TYPE_CHECKING:
@@ -95,8 +96,11 @@ class Trainer:
         begin = time.perf_counter()
         lr = set_learning_rates(self.optimizer, self.recipe.optim, step, self.budget.num_steps)
         loss_share = self._forward_backward(step)
-        loss, number, experts = self._sum_over_ranks(loss_share, request.number)
-        update = self._update(step, loss, experts)
+        sums, fields = self._sum_over_ranks(loss_share, request.number)
+        # Nothing before has waited for the device, and the update is given to it before anything is read back.
+        update = self._update(sums[0].isfinite())
+        loss, number, experts = self._read(sums, fields)
+        self._conclude(step, update, experts)
         return StepResult(
             loss.item(), update.grad_norm.item(), lr, update.culprit is not None, number, experts,
             time.perf_counter() - begin, None if self.pipeline is None else self.pipeline.bubble_share,
@@ -129,29 +133,33 @@ class Trainer:
     def _batch(self, first_sample: int, count: int, num_sequences: int) -> tuple[Tensor, Context, Tensor]:
         """What the model takes: tokens, their context, targets."""
         samples, isolate = (first_sample, count), self.recipe.data.isolate_documents
-        tokens_BS = torch.from_numpy(self.data.train.batch(*samples)).to(self.device)
+        tokens_BS = to_device(self.data.train.batch(*samples), self.device)
         context = document_context(self.data.train, samples, isolate, self.device, num_sequences)
         return tokens_BS[:, :-1], context, tokens_BS[:, 1:]
 
-    def _sum_over_ranks(self, loss_share: Tensor, stop_signal: int) -> tuple[Tensor, int, ExpertUse]:
-        """One all-reduce for all that the ranks tell each other: loss, who was asked to stop, use of experts."""
-        signals = torch.tensor([stop_signal == number for number in STOP_SIGNALS], dtype=torch.float64)
+    def _sum_over_ranks(self, loss_share: Tensor, stop_signal: int) -> tuple[Tensor, list[Field]]:
+        """One all-reduce for all that the ranks tell each other, on the device: loss, who was asked to stop, use of
+        experts; and what stands in the last."""
+        signals = [filled(stop_signal == number, self.device) for number in STOP_SIGNALS]
         counts, fields = self.statistics.take(self.device)
         # All ranks of tp have the same cross entropy.
-        vector = torch.cat([loss_share[None] / self.mesh.sizes.tp, signals.to(self.device), counts])
-        vector = all_sum(vector, dist.group.WORLD).cpu()
-        loss, signals, counts = vector.split([1, len(STOP_SIGNALS), len(counts)])
-        number = next((number for number, asked in zip(STOP_SIGNALS, signals, strict=True) if asked), 0)
-        return loss[0], number, self.statistics.read(counts, fields)
+        vector = torch.cat([loss_share[None] / self.mesh.sizes.tp, *signals, counts])
+        return all_sum(vector, dist.group.WORLD), fields
 
-    def _update(self, step: int, loss: Tensor, experts: ExpertUse) -> Update:
-        update = self.engine.update(bool(loss.isfinite()))
+    def _update(self, loss_is_finite: Tensor) -> Update:
+        return self.engine.update(loss_is_finite)
+
+    def _read(self, sums: Tensor, fields: list[Field]) -> tuple[Tensor, int, ExpertUse]:
+        loss, signals, counts = sums.cpu().tensor_split([1, 1 + len(STOP_SIGNALS)])
+        number = next((number for number, asked in zip(STOP_SIGNALS, signals, strict=True) if asked), 0)
+        return loss, number, self.statistics.read(counts, fields)
+
+    def _conclude(self, step: int, update: Update, experts: ExpertUse) -> None:
         if update.culprit is not None:
             self._skip(step, update.culprit)
         else:
             self.statistics.update_selection_biases(experts)
             self.progress.skipped_in_a_row = 0
-        return update
 
     def _skip(self, step: int, culprit: str) -> None:
         self.progress.skipped_steps += 1

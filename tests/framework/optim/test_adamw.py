@@ -61,16 +61,32 @@ def test_updates_equal_those_of_one_plain_adamw_per_parameter():
                                 weight_decay=group_of[id(p)]["weight_decay"])
               for p, q in zip(model.parameters(), plain.parameters(), strict=True)]
     generator = torch.Generator().manual_seed(0)
-    for step in range(1, 4):
+    for step, divisor in ((1, None), (2, 2.5), (3, 1.0)):
         set_learning_rates(optimizer, OPTIM, step, 10)
         for p, q, other in zip(model.parameters(), plain.parameters(), theirs, strict=True):
             p.grad = torch.randn(p.shape, generator=generator)
-            q.grad = p.grad.clone()
+            q.grad = p.grad / (divisor or 1.0)
             other.param_groups[0]["lr"] = group_of[id(p)]["lr"]
             other.step()
-        optimizer.step()
+        optimizer.step(None if divisor is None else torch.tensor(divisor), torch.tensor(True))
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_that_is_not_to_be_taken_leaves_weights_and_state():
+    model = small_model()
+    optimizer = build_adamw(model, OPTIM)
+    set_learning_rates(optimizer, OPTIM, 1, 10)
+    for taken in (True, False, False):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 0.5 if taken else torch.nan)
+        before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+        optimizer.step(torch.tensor(1.0 if taken else torch.nan), torch.tensor(taken))
+        after = model.state_dict(), optimizer.state_dict()["state"]
+        if taken:
+            assert all(state["step"] == 1 for state in after[1].values())
+            continue
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
 def test_the_state_is_complete_before_the_first_step():

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from framework.model import Context
 from framework.model.moe import MixtureOfExperts
+from framework.optim import ShardedAdamW
 from framework.parallelize import parallelize
-from parallel import Mesh, MeshSizes, clip_gradients, gradient_norm, set_gradient_sync
+from parallel import Mesh, MeshSizes, clip_divisor, gradient_norm, set_gradient_sync
 from parallel.collectives import all_sum
 from tests.helpers.models import MOE, VOCAB, assert_near, gradients_of, initialized, whole
 
@@ -87,18 +88,21 @@ def update_biases(model: nn.Module, group: dist.ProcessGroup | None) -> list[Ten
     return biases
 
 
-def optimizer_of(model: nn.Module) -> torch.optim.AdamW:
-    return torch.optim.AdamW(model.parameters(), lr=0.02, eps=1e-6, weight_decay=0.1)
+def optimizer_of(model: nn.Module, kind: type = torch.optim.AdamW, fused: bool = False) -> torch.optim.AdamW:
+    return kind(model.parameters(), lr=0.02, eps=1e-6, weight_decay=0.1, fused=fused)
 
 
 def on_one_rank(fields: dict, dtype: torch.dtype, num_micro_batches: int = 1) -> Run:
-    """The plain model, PyTorch's own clipping: nothing of `parallel` takes part."""
+    """The plain model, PyTorch's own norm: nothing of `parallel` takes part."""
     model = initialized(dtype, **fields)
     optimizer, losses, norms, biases = optimizer_of(model), [], [], []
     for step in range(NUM_STEPS):
         optimizer.zero_grad()
         losses.append(accumulate(model, step, 0, 1, num_micro_batches).item())
-        norms.append(nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM).item())
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+        norms.append(norm.item())
+        for parameter in model.parameters():  # a fused optimizer divides by a float32, whatever the gradient's dtype
+            parameter.grad /= ((norm + 1e-6) / CLIP_NORM).clamp(min=1.0).float()
         optimizer.step()
         biases = update_biases(model, None)
     return Run(losses, norms, *tensors(model), biases)
@@ -109,15 +113,14 @@ def on_layout(sizes: MeshSizes, fields: dict, dtype: torch.dtype, num_micro_batc
     mesh = Mesh(sizes, "cpu")
     model = parallelize(initialized(dtype, **fields), mesh, dtype=dtype, reshard=reshard)
     index, count = mesh.batch.get_local_rank(), mesh.batch.size()
-    optimizer, losses, norms, biases = optimizer_of(model), [], [], []
+    optimizer, losses, norms, biases = optimizer_of(model, ShardedAdamW, fused=True), [], [], []
     for step in range(NUM_STEPS):
         optimizer.zero_grad()
         loss = accumulate(model, step, index, count, num_micro_batches, set_gradient_sync)
         losses.append(all_sum(loss, mesh.loss.get_group()).item())
         norm = gradient_norm(model.parameters(), mesh)
         norms.append(norm.item())
-        clip_gradients(model.parameters(), CLIP_NORM, norm)
-        optimizer.step()
+        optimizer.step(clip_divisor(norm, CLIP_NORM), where=norm.isfinite())
         biases = update_biases(model, dist.group.WORLD)
     run = Run(losses, norms, *tensors(model), biases)
     return run if dist.get_rank() == 0 else None

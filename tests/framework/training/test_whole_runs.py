@@ -232,7 +232,7 @@ def test_isolated_documents_a_batch_ramp_and_a_trace_of_two_steps(whole):
     assert [row["tokens"] for row in rows(path)][-1] == 4 * 64 + 4 * 128
     assert all(math.isfinite(row["loss"]) for row in rows(path)) and rows(path, "eval")[-1]["val_loss"] > 0
     trace = json.loads((path / "profile" / "rank_0.json").read_text())
-    updates = [event for event in trace["traceEvents"] if event.get("name") == "Optimizer.step#AdamW.step"]
+    updates = [event for event in trace["traceEvents"] if event.get("name") == "Optimizer.step#ShardedAdamW.step"]
     assert len({event["ts"] for event in updates}) == 2
 
 
