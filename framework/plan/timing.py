@@ -21,8 +21,8 @@ EFFICIENCY = (0.35, 0.55)
 LINK_EFFICIENCY = 0.8
 """Assumed: the share of a link's rate that large messages reach."""
 
-BYTES_OF_UPDATE = 32
-"""Of a parameter, its gradient and two moments, read by the norm, by clipping and by AdamW, and written."""
+BYTES_OF_UPDATE = 36
+"""Of a parameter, its gradient and two moments: AdamW reads and writes all four, and the norm has read the gradient."""
 
 ASSUMPTIONS = (
     f"computes at {EFFICIENCY[0]:.0%} (longest) to {EFFICIENCY[1]:.0%} (shortest) of the peak",
