@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from framework.plan.outline import Outline
     from framework.plan.traffic import Traffic
 
-EFFICIENCY = (0.35, 0.55)
-"""Assumed: the share of the peak at which a rank computes while it computes, at worst and at best."""
+EFFICIENCY = (0.20, 0.55)
+"""Assumed: the share of the peak at which a rank computes while it computes, at worst and at best. The least that was
+measured is 0.24: narrow layers, which a slow host launched one by one (docs/plan.md)."""
 
 LINK_EFFICIENCY = 0.8
 """Assumed: the share of a link's rate that large messages reach."""
