@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from framework.model.context import Context
 from framework.model.linear import Linear, all_of
 from framework.model.norm import RMSNorm
-from framework.model.rope import frequencies, rotate
+from framework.model.rope import cosine_and_sine, frequencies
 from framework.parametrization.roles import Role
+from kernels import rotate_halves
 
 
 class AttentionCache:
@@ -68,8 +69,8 @@ class Attention(nn.Module):
             position_BS = context.position_BS
             if position_BS is None:
                 position_BS = torch.arange(start, start + x_BSD.shape[1], device=x_BSD.device)[None]
-            frequency = frequencies(self.settings, x_BSD.device)
-            q_BSHP, k_BSGP = rotate(q_BSHP, position_BS, frequency), rotate(k_BSGP, position_BS, frequency)
+            turn = cosine_and_sine(position_BS, frequencies(self.settings, x_BSD.device), q_BSHP.dtype)
+            q_BSHP, k_BSGP = rotate_halves(q_BSHP, *turn), rotate_halves(k_BSGP, *turn)
         if cache is not None:
             assert context.document_BS is None, "a cache holds one document a row"
             k_BSGP, v_BSGP = cache.append(k_BSGP, v_BSGP)

@@ -1,14 +1,12 @@
 """Rotary position embeddings (https://arxiv.org/abs/2104.09864), the two halves of a head paired as Llama does.
 
-B batch, S sequence, H heads, P head width, N rotated pairs of a head.
+B batch, S sequence, N rotated pairs of a head.
 """
 
 import math
 
 import torch
 from torch import Tensor
-
-from kernels import rotate_halves
 
 
 def frequencies(settings, device: torch.device) -> Tensor:
@@ -31,13 +29,11 @@ def _llama3(frequency_N: Tensor, scaling) -> Tensor:
     return frequency_N * (kept_N + (1 - kept_N) / scaling.factor)
 
 
-def rotate(x_BSHP: Tensor, position_BS: Tensor, frequency_N: Tensor) -> Tensor:
-    """Rotate the first 2N features of every head by position * frequency, feature n together with feature N + n.
+def cosine_and_sine(position_BS: Tensor, frequency_N: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of position * frequency, for `rotate_halves`: [B, S, 1, N] each, in float32 or a wider dtype of what is rotated.
 
-    x_BSHP: any float dtype; position_BS: int64, with B either x's or 1; frequency_N: float64. The rotation happens in
-    float32 at least and the result has x's dtype.
+    position_BS: int64; frequency_N: float64, in which the angles are computed.
     """
-    dtype = torch.promote_types(x_BSHP.dtype, torch.float32)
     angle_BS1N = position_BS[:, :, None, None] * frequency_N
-    cos_BS1N, sin_BS1N = angle_BS1N.cos().to(dtype), angle_BS1N.sin().to(dtype)
-    return rotate_halves(x_BSHP.to(dtype), cos_BS1N, sin_BS1N).to(x_BSHP.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    return angle_BS1N.cos().to(wide), angle_BS1N.sin().to(wide)

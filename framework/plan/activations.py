@@ -121,7 +121,7 @@ def _attention(sublayer: Sublayer, forward: Forward) -> Kept:
         normed = heads + made
         everything += 4 * U * P * normed + 4 * U * (normed if settings.qk_norm == "head" else 2)
     if settings.rope:
-        everything += 16 * forward.part * (round(P * settings.rope_fraction) // 2)
+        everything += 8 * forward.part * (round(P * settings.rope_fraction) // 2)
     if cp > 1:
         everything += heads * head  # the result before heads are swapped back for tokens
     boundary, selective = _boundary(forward)

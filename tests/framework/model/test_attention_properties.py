@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.model.attention import attend
-from framework.model.rope import frequencies, rotate
+from framework.model.rope import cosine_and_sine, frequencies
 from framework.recipe.schema import Attention, RopeScaling
+from kernels import rotate_halves
 
 
 def softmax_attention(q, k, v, scale, window, document_BS):
@@ -52,9 +53,10 @@ def test_rotation_is_a_complex_product():
     angle = position_BS[:, :, None, None] * torch.tensor([100.0 ** (-n / 3) for n in range(3)], dtype=torch.float64)
     turned = torch.complex(x[..., :3], x[..., 3:6]) * torch.polar(torch.ones_like(angle), angle)
     expected = torch.cat((turned.real, turned.imag, x[..., 6:]), dim=-1)
-    actual = rotate(x, position_BS, frequencies(attention, x.device))
+    frequency_N = frequencies(attention, x.device)
+    actual = rotate_halves(x, *cosine_and_sine(position_BS, frequency_N, x.dtype))
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-    assert rotate(x.bfloat16(), position_BS, frequencies(attention, x.device)).dtype == torch.bfloat16
+    assert {each.dtype for each in cosine_and_sine(position_BS, frequency_N, torch.bfloat16)} == {torch.float32}
 
 
 def test_llama3_scaling_keeps_fast_and_slows_slow_frequencies():
