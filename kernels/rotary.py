@@ -48,8 +48,8 @@ def _rotated(x_BSHP: Tensor, cos_BS1N: Tensor, sin_BS1N: Tensor, sign: float, ba
         tensor.split([num_pairs, num_pairs, tensor.shape[-1] - 2 * num_pairs], -1)
         for tensor in (wide_BSHP, turned_BSHP)
     )
-    torch.mul(first, cos_BS1N, out=turned_first).addcmul_(second, sin_BS1N, value=-sign)
-    torch.mul(second, cos_BS1N, out=turned_second).addcmul_(first, sin_BS1N, value=sign)
+    turned_first.copy_(first).mul_(cos_BS1N).addcmul_(second, sin_BS1N, value=-sign)
+    turned_second.copy_(second).mul_(cos_BS1N).addcmul_(first, sin_BS1N, value=sign)
     turned_rest.copy_(rest)
     return turned_BSHP.to(x_BSHP.dtype)
 
