@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, distribute_t
 
 
 class Leaf(NamedTuple):
-    """A leaf of autograd that hands its gradient over, the parameter to whom, and the shard whose memory it shares."""
+    """A leaf of autograd, the parameter that it hands its gradient to, and the shard whose memory it shares."""
 
     tensor: Tensor
     parameter: DTensor

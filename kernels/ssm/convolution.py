@@ -17,7 +17,8 @@ TOKENS = 8 if INTERPRETING else 64
 
 AHEAD = tl.constexpr(4)
 """Tokens whose inputs a program has asked for before it needs them. With one alone a multiprocessor's programs together
-wait for 12 KB, and to keep the memory busy takes 22: 4.2 TB/s over 132 of them, for 0.7 microseconds."""
+wait for 12 KB, and to keep the memory busy takes 22: 4.2 TB/s over 132 of them, for 0.7 microseconds.
+As many names hold them."""
 
 CHANNELS = 256
 """Channels of a program: 16 bytes in bfloat16 for each thread of a warp."""
