@@ -240,6 +240,11 @@ def test_mistakes_are_one_line(upmix, arguments):
     assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith("upmix: ") and "allowed" in err
 
 
+def test_names_that_resemble_a_wrong_one_are_told(upmix):
+    assert upmix("laws", "predict", "fine_grained", "num_param_total=1e9")[2].endswith("; nearest: num_params_total\n")
+    assert upmix("laws", "predict", "fine_graind", "tokens=1e9")[2].endswith("; nearest: fine_grained\n")
+
+
 def test_commands_of_the_docs_run(upmix):
     """Every command of docs/laws.md, in its order; what the page shows of their output is what they print."""
     text = (ROOT / "docs" / "laws.md").read_text()

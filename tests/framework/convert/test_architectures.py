@@ -3,6 +3,7 @@
 import pytest
 
 from framework.convert.choose import choose
+from framework.errors import UserError
 from framework.recipe import load_recipe
 from tests.helpers.conversion import (
     OURS,
@@ -43,3 +44,8 @@ def test_theirs_to_ours_and_back(case, tmp_path):
 
 def test_the_published_hybrid_is_the_class_that_was_published():
     assert choose(load_recipe("hybrid/paper")).model_type == "nemotron_h"
+
+
+def test_the_nearest_targets_are_those_of_as_many_kinds_of_layers():
+    with pytest.raises(UserError, match="nearest are nemotron_h: [^;]*$"):
+        choose(load_recipe("hybrid/laptop"))
