@@ -102,3 +102,24 @@ def total_of_ones() -> float:
 
 def test_a_stage_spans_its_tp_ranks(ranks):
     assert ranks.run(2, total_of_ones) == [2.0, 2.0]
+
+
+def gradients_of_leaves() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of two forwards, between which the weight gets other memory: the gradient, and that of a plain module."""
+    module, plain, found = Wide(), Wide(), []
+    shard_parameters(module, Mesh(MeshSizes(), "cpu").dense_shards, {}, leaves=True)
+    x = torch.arange(4, dtype=torch.float64)
+    for factor in (1.0, 0.5):
+        with torch.no_grad():
+            module.weight._local_tensor = module.weight.to_local() * factor
+            plain.weight *= factor
+        for each in (module, plain):
+            each.zero_grad()
+            each(x).backward()
+        found.append((module.weight.grad.to_local(), plain.weight.grad))
+    return found
+
+
+def test_a_leaf_follows_its_parameter_to_other_memory(ranks):
+    for got, expected in ranks.run(1, gradients_of_leaves)[0]:
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
