@@ -30,13 +30,15 @@ class Layers:
     def letters(self, architecture: Architecture) -> list[str]:
         """What each layer of theirs is made of, as "*E". Raises Mismatch where the sublayers do not make layers."""
         sublayers = []
-        for index, layer in enumerate(architecture.layers):
+        for number, layer in enumerate(architecture.layers, start=1):
             if len(layer.branches) > 1:
-                raise Mismatch(f"layer {index} has parallel branches; allowed: one sublayer under each residual")
+                raise Mismatch(f"residual {number} of {len(architecture.layers)} has parallel branches; "
+                               "allowed: one sublayer under each")
             sublayers.append(layer.branches[0])
         for index, sublayer in enumerate(sublayers):
             if sublayer.kind not in self.kinds[index % self.per_layer]:
-                raise Mismatch(f"sublayer {index} of the pattern is {KIND_LETTERS[sublayer.kind]}; allowed: {self}")
+                raise Mismatch(f"sublayer {index + 1} of {len(sublayers)} is {KIND_LETTERS[sublayer.kind]}; "
+                               f"allowed: {self}")
         if len(sublayers) % self.per_layer:
             raise Mismatch(f"the pattern ends in half a layer; allowed: {self}")
         spelled = "".join(KIND_LETTERS[sublayer.kind] for sublayer in sublayers)

@@ -275,7 +275,7 @@ UNFIT = [
     ("*E*-", {"moe": {"activation": "gelu"}}, "model.moe.activation is 'gelu' beside 'swiglu'"),
     ("*EWE", {"sublayers": {"W": {"kind": "attention", "rope_base": 4}}}, "rope_base of attention sublayers"),
     ("[*E]x2", {}, "parallel branches"),
-    ("mE", {}, "MambaModel: sublayer 0 of the pattern is m"),
+    ("mE", {}, "MambaModel: sublayer 1 of 2 is m"),
     ("ME", {}, "model.norm_eps is not that"),
     ("ME", {"norm_eps": 1e-5, "mamba": {"d_conv": 3}}, "model.mamba.d_conv is 3"),
     ("M*", {"norm_eps": 1e-5, "attention": {"qk_norm": "head"}}, "MambaModel: model.attention.qk_norm is 'head'"),

@@ -161,7 +161,7 @@ UNFIT = [
     ("(*E)x2", {"moe": {"output_norm": True}}, "mixtral", "model.moe.output_norm is true"),
     ("(*E)x2", {"moe": {"capacity_factor": 1.0, "capacity_in_evaluation": True}}, "mixtral", "capacity_in_evaluation"),
     ("(*E)x2", {"moe": {"gate_scale": 2.0}}, "mixtral", "model.moe.gate_scale is 2.0"),
-    ("*E*-", {}, "mixtral", "sublayer 3 of the pattern is -"),
+    ("*E*-", {}, "mixtral", "sublayer 4 of 4 is -"),
     ("*E*-", {"attention": {"qk_norm": "head"}, "moe": {"router": "sigmoid"}}, "dots1", "dense layers first"),
     ("[*E]x2", {}, "mixtral", "parallel branches"),
     ("*E*", {}, "mixtral", "half a layer"),
