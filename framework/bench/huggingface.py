@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from framework.bench.peers import left_out
+from framework.bench.peer import left_out
 from framework.convert.choose import choose
 from framework.convert.factors import factors
 from framework.convert.fields import Facts

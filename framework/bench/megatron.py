@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from framework.bench.peers import left_out
+from framework.bench.peer import left_out
 from framework.convert.factors import factors
 from framework.convert.fields import Facts
 from framework.convert.megatron import build as models

@@ -22,7 +22,7 @@ OVERHEAD_ROUNDS = 5
 ROUTINGS = ("both", "real", "balanced")
 
 Ask = Callable[..., dict[str, Any]]
-"""Asks a contestant for a method of `ours.Ours` (or, of peers, `peers.Peer`) by name; returns what it does."""
+"""Asks a contestant for a method of `ours.Ours` (or, of peers, `peer.Peer`) by name; returns what it does."""
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from framework.errors import UserError
+from framework.laws.joint_formula import NAME, PUBLISHED, Coefficients, of_experts, point
 from framework.laws.joint_shape import VOCABULARY, num_params_active, num_params_total, positive_root
 from framework.laws.search import lowest
 from framework.laws.values import Values, require
-
-if TYPE_CHECKING:
-    from framework.laws.joint import Coefficients
 
 CHOICES_OF_EXPERTS = (1, 2, 4, 8, 16, 32)
 
@@ -23,8 +20,6 @@ def optimum(values: Values, coefficients: Coefficients | None = None) -> Values:
     of Table 4 that are known are not those of every E.
     Raises UserError where no model is small enough.
     """
-    from framework.laws.joint import NAME, PUBLISHED
-
     require(NAME, values, "flops")
     if "num_experts" in values:
         return _best_size(values, int(values["num_experts"]), coefficients)
@@ -48,8 +43,6 @@ def largest_width(memory_bytes: float, num_experts: float, values: Values) -> fl
 
 
 def _best_size(values: Values, num_experts: int, coefficients: Coefficients | None) -> Values:
-    from framework.laws.joint import NAME, of_experts, point
-
     power_sum = of_experts(num_experts, coefficients)
     flops, inference, vocab_size = values["flops"], values.get("inference_tokens", 0), values["vocab_size"]
     smallest = num_params_active(1, vocab_size)

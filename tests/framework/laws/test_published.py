@@ -5,7 +5,7 @@ import pytest
 from framework.errors import UserError
 from framework.laws import LAWS, optimum, predict
 from framework.laws.fine_grained_shape import flops_per_token
-from framework.laws.joint import PUBLISHED, TABLE_4
+from framework.laws.joint_formula import PUBLISHED, TABLE_4
 from framework.laws.joint_shape import d_model_of, num_params_active
 
 
