@@ -42,13 +42,14 @@ def show(
 ) -> None:
     """Print documents, tokens and bytes of a data set, and its first tokens."""
     from framework.data import TokenStream, is_prepared, load_tokenizer, open_prepared
+    from framework.data.indexed import prefix_of
 
     if is_prepared(prefix):
         prepared = open_prepared(prefix)
         _show_totals(prepared.manifest)
         stream, engine = prepared.train, prepared.tokenizer()
     else:
-        stream = TokenStream(prefix.with_suffix("") if prefix.suffix in (".bin", ".idx") else prefix)
+        stream = TokenStream(prefix_of(prefix))
         engine = load_tokenizer(tokenizer) if tokenizer else None
         typer.echo(f"{stream.num_documents} documents, {stream.num_tokens} tokens of {stream.dtype}")
     first = stream.tokens(0, min(SHOWN_TOKENS, stream.num_tokens))

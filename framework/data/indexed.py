@@ -27,10 +27,11 @@ class TokenStream:
 
     def __init__(self, prefix: str | Path):
         self.prefix = Path(prefix)
-        index_path, tokens_path = _sibling(self.prefix, ".idx"), _sibling(self.prefix, ".bin")
+        index_path, tokens_path = Path(f"{self.prefix}.idx"), Path(f"{self.prefix}.bin")
         for path in (index_path, tokens_path):
             if not path.is_file():
-                raise UserError(f"data set {self.prefix}: no file {path}")
+                raise UserError(f"data set {self.prefix}: no file {path}; allowed: a prepared folder, or what the names "
+                                "of a .bin and an .idx begin with")
         dtype, num_tokens, self.document_ends = _read_index(index_path)
         expected = num_tokens * np.dtype(dtype).itemsize
         if tokens_path.stat().st_size != expected:
@@ -89,5 +90,6 @@ def _are_bounds(bounds: np.ndarray, num_sequences: int) -> bool:
     return len(bounds) > 0 and bounds[0] == 0 and bounds[-1] == num_sequences and bool((np.diff(bounds) >= 0).all())
 
 
-def _sibling(prefix: Path, suffix: str) -> Path:
-    return prefix.with_name(prefix.name + suffix)
+def prefix_of(path: Path) -> Path:
+    """What the names of a data set's two files begin with, given that or either file."""
+    return path.with_suffix("") if path.suffix in (".bin", ".idx") else path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from framework.data.batches import Part, TrainData, ValidationData, whole
 from framework.data.corpora import BUILT_IN, Corpus, find_corpus
-from framework.data.indexed import TokenStream
+from framework.data.indexed import TokenStream, prefix_of
 from framework.data.malformed import refuse
 from framework.data.prepare import Rules, prepare_corpus
 from framework.data.prepared import Manifest, Prepared, is_prepared, open_prepared
@@ -109,8 +109,8 @@ def _find(name: str) -> Corpus | Prepared | TokenStream:
     path = Path(name)
     if is_prepared(path):
         return open_prepared(path)
-    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-    if prefix.with_name(prefix.name + ".idx").is_file():
+    prefix = prefix_of(path)
+    if Path(f"{prefix}.idx").is_file():
         return TokenStream(prefix)
     # Raw files win over the folders prepared from them, which may be of an earlier state.
     named = [] if path.exists() else _prepared_as(name)

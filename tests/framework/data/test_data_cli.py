@@ -34,6 +34,7 @@ def test_mistakes_are_one_line_and_exit_code_2(upmix, corpus_folder, data_root, 
         ("data", "prepare", broken, "--tokenizer", model, "--name", "mine", "--malformed", "maybe"),
         ("data", "prepare", broken, "--tokenizer", model, "--name", "mine", "--workers", 0),
         ("data", "show", tmp_path / "nothing"),
+        ("data", "show", "/"),
     ]:
         code, output, error = upmix(*arguments)
         assert code == 2 and output == "" and len(error.splitlines()) <= 2, (arguments, error)

@@ -29,6 +29,12 @@ def test_raw_files_get_a_tokenizer_and_are_prepared_once(corpus_folder, data_roo
     assert first.validation.num_tokens == first.manifests[0].validation.tokens
 
 
+def test_the_working_directory_is_a_folder_of_text_like_any_other(corpus_folder, data_root, monkeypatch):
+    named = opened(corpus=str(corpus_folder), validation_fraction=0.2)
+    monkeypatch.chdir(corpus_folder)
+    assert np.array_equal(opened(corpus=".", validation_fraction=0.2).train.batch(0, 9), named.train.batch(0, 9))
+
+
 def test_a_lone_text_file_trains_and_validates(tmp_path, data_root, corpus_folder):
     text = "".join(path.read_text() for path in sorted(corpus_folder.rglob("*.txt")))
     (tmp_path / "lone.txt").write_text(text)
