@@ -30,8 +30,8 @@ class TokenStream:
         index_path, tokens_path = Path(f"{self.prefix}.idx"), Path(f"{self.prefix}.bin")
         for path in (index_path, tokens_path):
             if not path.is_file():
-                raise UserError(f"data set {self.prefix}: no file {path}; allowed: a prepared folder, or what the names "
-                                "of a .bin and an .idx begin with")
+                raise UserError(f"data set {self.prefix}: no file {path}; allowed: a prepared folder, or what the "
+                                "names of a .bin and an .idx begin with")
         dtype, num_tokens, self.document_ends = _read_index(index_path)
         expected = num_tokens * np.dtype(dtype).itemsize
         if tokens_path.stat().st_size != expected:
