@@ -1,5 +1,6 @@
 """The command `upmix`: one module per verb, errors of the user in one line with exit code 2."""
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ import typer
 VERBS = ("recipes", "show", "train", "eval", "generate", "report", "bench", "check", "coordcheck", "lrtransfer", "tune",
          "upcycle", "laws", "sweep", "checkpoint", "tokenizer", "data", "submit",
          "status", "cancel", "logs", "convert", "plan")
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Typer carries its own click in new releases and uses the public one in old ones; this class is right in both.
 ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -59,6 +62,8 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except OSError as error:
+        if error.errno in NO_ROOM:
+            sys.exit(_fail(f"{error.filename or 'writing'}: {error.strerror}; allowed: more room, or another place"))
         if (name := error.filename2 or error.filename) is None:
             raise
         sys.exit(_fail(f"{name}: {error.strerror}; allowed: a path that can be used so"))
@@ -77,5 +82,6 @@ def _root(
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print("upmix: " + " ".join(message.split()), file=sys.stderr)
+    plain = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(message.split()))
+    print(f"upmix: {plain}", file=sys.stderr)
     return code

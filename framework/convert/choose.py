@@ -37,9 +37,9 @@ def choose(loaded: Loaded, name: str | None = None) -> Target:
     raise UserError(f"no target can express this model; nearest are {'; '.join(told)}")
 
 
-def find(name: str) -> Target:
-    """The target of a model_type. Raises UserError for one that there is no table of."""
+def find(name: str, where: str = "architecture") -> Target:
+    """The target of a model_type. where: begins the message. Raises UserError for one that there is no table of."""
     if not isinstance(name, str) or name not in TARGETS:
-        raise UserError(f"architecture {shorten(name)}: no table of it here{nearest(str(name), TARGETS)}; "
+        raise UserError(f"{where} {shorten(name)}: no table of it here{nearest(str(name), TARGETS)}; "
                         f"allowed: {', '.join(TARGETS)}")
     return TARGETS[name]

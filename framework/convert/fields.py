@@ -88,6 +88,8 @@ class Fixed:
 
     def read(self, config: Config) -> dict[str, Any]:
         given = first_of(config, [self.key], self.value if self.default is MISSING else self.default)
+        if isinstance(self.value, bool) and config.get(self.key, given) is None:
+            given = False  # as transformers takes null
         if given != self.value and given not in self.allowed:
             raise Mismatch(f"{self.key} is {shorten(given)}; allowed: {shorten(self.value)}")
         return {}
@@ -147,6 +149,13 @@ class Computed:
 
     def read(self, config: Config) -> dict[str, Any]:
         return self.fields(config)
+
+
+def flag(config: Config, key: str, default: bool) -> bool:
+    """Whether a key says yes. Raises Mismatch for what is neither true nor false."""
+    if not isinstance(given := config.get(key, default), bool):
+        raise Mismatch(f"{key} is {shorten(given)}; allowed: true, false")
+    return given
 
 
 def settings_of(architecture: Architecture, section: str) -> Settings | None:

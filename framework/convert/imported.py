@@ -12,6 +12,7 @@ from framework.convert.first_checkpoint import write_first_checkpoint
 from framework.convert.our_weights import OurWeights
 from framework.convert.tokenizer import CONFIG
 from framework.data import open_data
+from framework.errors import UserError
 from framework.files import write_atomically
 from framework.recipe import Loaded, Origin
 from framework.recipe.yaml_reader import Entry
@@ -71,10 +72,14 @@ def write_run(
     data: the section that names it, if it does. tokenizer: of the weights, held where no data is. keep: puts further
     files into the folder. Raises UserError where the name is taken, and for data that cannot be opened.
     """
+    vocab_size = loaded.recipe.model.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} entries, and the model knows {vocab_size}; "
+                        "allowed: a tokenizer of so many at most, or none")
     with new_run_folder(path) as run:
         named = data.corpus is not None or bool(data.blend)
-        opened = open_data(data, loaded.recipe.model.vocab_size, loaded.recipe.training.seed) if named else None
-        with plain_errors():
+        opened = open_data(data, vocab_size, loaded.recipe.training.seed) if named else None
+        with plain_errors(path):
             write_first_checkpoint(run / "checkpoints", loaded.architecture, weights.shapes, weights.value)
         keep(run)
         if opened is not None:

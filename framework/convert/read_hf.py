@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from framework.convert.architectures import TARGETS
 from framework.convert.choose import find
+from framework.convert.conditions import NO_PART_OF_THE_FUNCTION
+from framework.convert.factors import factors
 from framework.convert.hf_folder import RECOMPUTED, HuggingFaceFolder
 from framework.convert.imported import data_of, keeping, nested, stated, tokenizer_home, write_run
 from framework.convert.our_weights import OurWeights
+from framework.convert.table import Row
 from framework.convert.tokenizer import find_tokenizer
 from framework.errors import UserError
 from framework.recipe import Loaded, Origin, Variants
+from framework.recipe.derive import section_of
+from framework.recipe.errors import shorten
 from framework.surgery.new_run import refuse_existing
 
 if TYPE_CHECKING:
@@ -29,13 +35,20 @@ def from_hf(folder: Path, path: Path, overrides: Sequence[str] = ()) -> dict[str
     """
     refuse_existing(path)
     given = HuggingFaceFolder(folder)
-    target = find(given.config.get("model_type"))
+    place = folder / "config.json"
+    if "model_type" not in given.config:
+        raise UserError(f"{place}: model_type is missing; allowed: {', '.join(TARGETS)}")
+    target = find(given.config["model_type"], f"{place}: model_type")
     tokenizer = find_tokenizer(folder)
-    loaded = _recipe(given, target, path, tokenizer, overrides)
+    variants = _recipe(given, target, path, tokenizer)
+    loaded = variants.load(list(overrides))
     _require_plausible(given, target, loaded)
     if wrong := target.mismatches(loaded.architecture):
         raise UserError(f"{folder}: a {target.model_type} is not what the recipe says: {'; '.join(wrong)}")
-    weights = OurWeights(given, target.pieces(loaded.architecture), loaded.architecture, "config.json", RECOMPUTED)
+    extra = (*RECOMPUTED, *_repeated_unembedding(given, target, loaded))
+    weights = OurWeights(given, target.pieces(loaded.architecture), loaded.architecture, "config.json", extra)
+    if overrides:
+        _require_same(variants.load([]), loaded, target)
     has_data = write_run(path, loaded, weights, data_of(loaded, tokenizer, path), tokenizer, keeping(tokenizer))
     return {
         "source": str(folder), "run": str(path), "step": 0, "model_type": target.model_type,
@@ -44,10 +57,8 @@ def from_hf(folder: Path, path: Path, overrides: Sequence[str] = ()) -> dict[str
     }
 
 
-def _recipe(
-    given: HuggingFaceFolder, target: Target, path: Path, tokenizer: Tokenizer | None, overrides: Sequence[str]
-) -> Loaded:
-    fields = target.read_config(given.config)
+def _recipe(given: HuggingFaceFolder, target: Target, path: Path, tokenizer: Tokenizer | None) -> Variants:
+    fields = target.read_config(given.config, str(given.path / "config.json"))
     for hint in target.from_weights:
         names = [name for name in given.shapes if name.endswith(f".{hint.theirs}")]
         if names:
@@ -57,7 +68,41 @@ def _recipe(
     if tokenizer is not None:
         recipe["data"] = {"tokenizer": str(tokenizer_home(tokenizer, path.absolute()))}
     place = str(given.path / "config.json")
-    return Variants(place, stated(recipe, Origin(place)), level=1).load(list(overrides))
+    return Variants(place, stated(recipe, Origin(place)), level=1)
+
+
+def _repeated_unembedding(given: HuggingFaceFolder, target: Target, loaded: Loaded) -> list[str]:
+    """The name of an unembedding that a file holds beside the embedding that it is tied to, and that repeats it."""
+    names = {entry.ours: entry.theirs for entry in target.tensors["model"] if isinstance(entry, Row)}
+    embedding, unembedding = names[("embedding.weight",)], names[("unembedding.weight",)]
+    if not loaded.recipe.model.tie_embeddings or not {embedding, unembedding} <= given.shapes.keys():
+        return []
+    if given.shapes[embedding] != given.shapes[unembedding] or not given.tensor(embedding).equal(
+            given.tensor(unembedding)):
+        raise UserError(f"{given.file_of(unembedding)}: {unembedding} is not {embedding}, to which config.json ties "
+                        "it; allowed: the same numbers, or \"tie_word_embeddings\": false")
+    return [unembedding]
+
+
+def _require_same(told: Loaded, loaded: Loaded, target: Target) -> None:
+    """An override may say what config.json does not; it may not change what the model computes."""
+    for key, value in _function(told).items():
+        if (found := _function(loaded).get(key)) != value:
+            raise UserError(f"model.{key} is {shorten(found)}; allowed: {shorten(value)}, as config.json says")
+    if factors(told, target.holds_multipliers) != factors(loaded, target.holds_multipliers):
+        raise UserError("model.multipliers or parametrization change what the weights mean; allowed: as config.json "
+                        "says, and parametrization.kind=standard")
+
+
+def _function(loaded: Loaded) -> dict[str, Any]:
+    """By dotted name, the settings that a model's output depends on."""
+    architecture = loaded.architecture
+    found = {name: getattr(architecture.model, name) for name in ("norm", "norm_eps", "vocab_size", "tie_embeddings")}
+    for sublayer in architecture.sublayers():
+        section = section_of(sublayer.kind)
+        found |= {f"{section}.{name}": getattr(sublayer.settings, name) for name in type(sublayer.settings).model_fields
+                  if name not in NO_PART_OF_THE_FUNCTION}
+    return found
 
 
 def _require_plausible(given: HuggingFaceFolder, target: Target, loaded: Loaded) -> None:

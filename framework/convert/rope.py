@@ -9,6 +9,9 @@ from framework.convert.fields import Config, Facts, Mismatch, first_of, settings
 from framework.recipe.errors import shorten
 
 PLAIN = ("default", None)
+LLAMA3 = {"factor": "factor", "low_frequency_factor": "low_freq_factor", "high_frequency_factor": "high_freq_factor",
+          "original_seq_len": "original_max_position_embeddings"}
+"""Fields of our `rope_scaling`, and the keys of theirs."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,16 @@ class Rope:
         if self.fraction is not None:
             parameters["partial_rotary_factor"] = written["partial_rotary_factor"] = settings.rope_fraction
         if (scaling := settings.rope_scaling) is not None:
-            parameters |= {
-                "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_frequency_factor,
-                "high_freq_factor": scaling.high_frequency_factor,
-                "original_max_position_embeddings": scaling.original_seq_len,
-            }
+            parameters |= {"rope_type": "llama3", **{theirs: getattr(scaling, ours) for ours, theirs in LLAMA3.items()}}
             written["rope_scaling"] = dict(parameters)
         return written
 
     def read(self, config: Config) -> dict[str, Any]:
-        parameters = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+        older, newer = (config.get(key) or {} for key in ("rope_scaling", "rope_parameters"))
+        parameters = {**older, **newer}
+        if differing := sorted(key for key in older.keys() & newer.keys() if older[key] != newer[key]):
+            raise Mismatch(f"rope_scaling and rope_parameters differ in {', '.join(differing)}; "
+                           "allowed: the same in both")
         both = {**config, **parameters}
         fields = {"attention.rope": True, "attention.rope_base": float(first_of(both, ["rope_theta"], self.theta))}
         fraction = first_of(both, ["partial_rotary_factor"], 1.0 if self.fraction is None else self.fraction)
@@ -51,8 +54,6 @@ class Rope:
             return fields
         if kind != "llama3":
             raise Mismatch(f"rope_type is {shorten(kind)}; allowed: 'default', 'llama3'")
-        return fields | {"attention.rope_scaling": {
-            "factor": parameters["factor"], "low_frequency_factor": parameters["low_freq_factor"],
-            "high_frequency_factor": parameters["high_freq_factor"],
-            "original_seq_len": parameters["original_max_position_embeddings"],
-        }}
+        if missing := [key for key in LLAMA3.values() if key not in parameters]:
+            raise Mismatch(f"rope_type is 'llama3' without {', '.join(missing)}")
+        return fields | {"attention.rope_scaling": {ours: parameters[theirs] for ours, theirs in LLAMA3.items()}}

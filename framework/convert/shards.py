@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from framework.convert.weights import TheirTensor, Weights
+from framework.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 ONE = "model.safetensors"
@@ -22,7 +24,12 @@ def write_shards(weights: Weights, folder: Path, shard_bytes: int) -> list[str]:
     names = [f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
     names = [ONE] if len(parts) == 1 else names
     for name, part in zip(names, parts, strict=True):
-        save_file({tensor.name: weights.value(tensor) for tensor in part}, folder / name, metadata={"format": "pt"})
+        tensors = {tensor.name: weights.value(tensor) for tensor in part}
+        try:
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise UserError(f"{folder / name}: cannot be written ({error}); allowed: more room, or another place"
+                            ) from None
         (folder / name).chmod(0o644)  # it is made for its owner alone
     if len(parts) > 1:
         index = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from framework.convert.fields import Config, Entry, Facts, Mismatch
 from framework.convert.layers import Layers, spell
 from framework.convert.table import Piece, Table, our_tensors, pieces
 from framework.errors import UserError
+from framework.recipe.errors import shorten
 
 if TYPE_CHECKING:
     from framework.convert.conditions import Condition
@@ -58,11 +58,11 @@ class Target:
 
     def mismatches(self, architecture: Architecture) -> list[str]:
         """Every reason why a recipe's model cannot be this one; none: it can."""
+        found = [text for condition in self.conditions if (text := condition.mismatch(architecture))]
         try:
             self.layers.letters(architecture)
         except Mismatch as reason:
-            return [str(reason)]
-        found = [text for condition in self.conditions if (text := condition.mismatch(architecture))]
+            found.insert(0, str(reason))
         if not found:
             placed = {name for piece in self.pieces(architecture) for name in piece.ours}
             homeless = [name for name in our_tensors(architecture) if name not in placed]
@@ -96,19 +96,40 @@ class Target:
             written["use_cache"] = False
         return written
 
-    def read_config(self, config: Config) -> dict[str, Any]:
-        """Dotted fields of the recipe's model section. Raises UserError with every entry that cannot be ours."""
+    def read_config(self, config: Config, place: str = "config.json") -> dict[str, Any]:
+        """Dotted fields of the recipe's model section. place: the file. Raises UserError with every entry that cannot
+        be ours."""
         fields, wrong = {}, []
-        readers = [partial(entry.read, config) for entry in self.config]
-        for read in (lambda: {"pattern": spell(self.layers.read(config))}, *readers):
+        for read in (lambda config: {"pattern": spell(self.layers.read(config))}, *(each.read for each in self.config)):
+            watched = _Watched(config)
             try:
-                fields |= read()
+                fields |= read(watched)
             except Mismatch as reason:
                 wrong.append(str(reason))
             except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
-                wrong.append(f"an entry cannot be read ({type(error).__name__}: {error})")
-        wrong += [f"{path} is {value}; allowed: below {LARGEST}" for path, value in fields.items()
+                wrong.append(f"{watched.told()} cannot be read ({type(error).__name__}: {error})")
+        wrong += [f"{path} is {shorten(value)}; allowed: below {LARGEST}" for path, value in fields.items()
                   if isinstance(value, int) and value >= LARGEST]
         if wrong:
-            raise UserError(f"config.json of a {self.model_type}: {'; '.join(wrong)}")
+            raise UserError(f"{place}: of a {self.model_type}: {'; '.join(wrong)}")
         return fields
+
+
+class _Watched(dict):
+    """A config that remembers which keys an entry asked for."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._asked: dict[str, Any] = {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._asked[key] = super().get(key, default)
+        return self._asked[key]
+
+    def __getitem__(self, key: str) -> Any:
+        self._asked[key] = super().get(key)
+        return super().__getitem__(key)
+
+    def told(self) -> str:
+        """The keys and their values."""
+        return ", ".join(f"{key} {shorten(value)}" for key, value in self._asked.items()) or "an entry"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from framework.errors import UserError
+from framework.files import write_atomically
 from framework.plan.outline import Outline
 from framework.plan.plan import Plan, plan_outline, require_planned
 from framework.recipe.check import check
@@ -109,7 +110,7 @@ def write(candidate: Candidate, name: str, overrides: Sequence[str], path: Path)
         for each in sections:
             section = section.setdefault(each, {})
         section[field] = value
-    path.write_text(yaml.safe_dump(document, sort_keys=False, width=120))
+    write_atomically(path, yaml.safe_dump(document, sort_keys=False, width=120))
 
 
 def _values(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 
 from framework.recipe.architecture import Architecture
@@ -65,8 +64,11 @@ def balanced_borders(costs: Sequence[int], num_parts: int) -> list[int]:
     Where there is a choice, later runs are filled first: the first stage of a pipeline keeps most micro-batches.
     """
     assert len(costs) >= num_parts, "fewer elements than runs"
-    limits = range(sum(costs) + 1)
-    return _fill(costs, num_parts, bisect_left(limits, True, key=lambda limit: bool(_fill(costs, num_parts, limit))))
+    low, high = max(costs), sum(costs)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _fill(costs, num_parts, middle) else (middle + 1, high)
+    return _fill(costs, num_parts, low)
 
 
 def _fill(costs: Sequence[int], num_parts: int, limit: int) -> list[int] | None:

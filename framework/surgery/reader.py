@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from framework.errors import UserError
 from framework.training.checkpoint import DamagedCheckpoint, load, stored_tensors
 from framework.training.checkpoint.safe_reader import SafeReader
+from framework.training.checkpoint.storage import first_cause
 from framework.training.peers import Peers
 
 
@@ -46,7 +47,7 @@ class SourceReader:
             try:
                 dcp.load({name: tensor}, storage_reader=self._reader, no_dist=True)
             except CheckpointException as error:
-                raise UserError(f"{self.checkpoint}: {name} cannot be read: {error}") from None
+                raise UserError(f"{self.checkpoint}: {name} cannot be read: {first_cause(error)}") from None
             self._last = name, tensor
         return self._last[1]
 

@@ -15,6 +15,7 @@ from framework.convert.fields import (
     Refused,
     Size,
     Written,
+    flag,
     settings_of,
 )
 from framework.convert.table import Filler, Row, row
@@ -172,7 +173,7 @@ def normalized(key: str = "norm_topk_prob", default: bool = False) -> Entry:
             return {key: default}
         return {key: settings.normalize_top_k if settings.router == "sigmoid" else gates_of(settings) == NORMALISED}
 
-    return Computed(write, lambda config: {"moe.normalize_top_k": bool(config.get(key, default))})
+    return Computed(write, lambda config: {"moe.normalize_top_k": flag(config, key, default)})
 
 
 def dense_width(default: int) -> Entry:

@@ -27,9 +27,14 @@ BIAS_RATE = 1e-3
 
 
 def windows(config: Config) -> dict[str, Any]:
-    """Layers from max_window_layers on have a window, where there is one."""
-    if config.get("sliding_window", 4096) and config.get("max_window_layers", 62) < config["num_hidden_layers"]:
-        raise Mismatch("sliding_window is given for some layers; allowed: full attention")
+    """layer_types says which layers have a window; else those from max_window_layers on, where there is one."""
+    if (kinds := config.get("layer_types")) is not None:
+        windowed = "sliding_attention" in kinds
+    else:
+        windowed = config.get("sliding_window", 4096) and (
+            config.get("max_window_layers", 62) < config["num_hidden_layers"])
+    if windowed:
+        raise Mismatch("layer_types or sliding_window ask for windows in some layers; allowed: full attention")
     return {"attention.window": None}
 
 

@@ -15,7 +15,7 @@ from framework.convert.architectures.common import (
 )
 from framework.convert.architectures.dots1 import BIAS, BIAS_RATE
 from framework.convert.conditions import SIGMOID, every, gates, some
-from framework.convert.fields import Computed, Fixed, Means, Size, Written, settings_of
+from framework.convert.fields import Computed, Fixed, Means, Size, Written, flag, settings_of
 from framework.convert.layers import DenseFirst
 from framework.convert.rope import Rope
 from framework.convert.target import Target, WhereZero
@@ -42,7 +42,7 @@ TARGET = Target(
         Size("attention_bias", "attention.qkv_bias", False),
         Computed(
             lambda facts: {"use_qk_norm": settings_of(facts.architecture, "attention").qk_norm == "head"},
-            lambda config: {"attention.qk_norm": "head" if config.get("use_qk_norm", False) else "none"},
+            lambda config: {"attention.qk_norm": "head" if flag(config, "use_qk_norm", False) else "none"},
         ),
         Fixed("n_group", 1), Fixed("topk_group", 1),
         Written(lambda facts: {"num_nextn_predict_layers": 0}),

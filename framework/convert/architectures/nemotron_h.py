@@ -74,7 +74,8 @@ TARGET = Target(
     model_class="NemotronHForCausalLM",
     layers=Spelled((("mamba2", "attention", "moe", "ffn"),)),
     conditions=(
-        *the_model(norm="rmsnorm"), *NO_EXTRAS, *alike("attention"), *alike("mamba2"), *alike("ffn"), *alike("moe"),
+        *the_model(norm="rmsnorm", tie_embeddings=False), *NO_EXTRAS,
+        *alike("attention"), *alike("mamba2"), *alike("ffn"), *alike("moe"),
         *gates(SIGMOID),
         *every("ffn", activation="relu2"),
         *every("attention", qk_norm="none", qkv_bias=False, rope=False, window=None),
@@ -95,7 +96,8 @@ TARGET = Target(
         Size("routed_scaling_factor", "moe.gate_scale", 1.0, unused=1.0),
         Computed(_feed_forward, _read_feed_forward),
         Size("layer_norm_epsilon", "norm_eps", 1e-5),
-        Means({"ffn.activation": "relu2", "moe.activation": "relu2", "attention.rope": False,
+        # Whatever tie_word_embeddings says: the class has no tied weights.
+        Means({"tie_embeddings": False, "ffn.activation": "relu2", "moe.activation": "relu2", "attention.rope": False,
                "attention.qk_norm": "none", "moe.router": "sigmoid"}),
     ),
     tensors={

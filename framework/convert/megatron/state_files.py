@@ -68,7 +68,7 @@ def write_state(folder: Path, weights: Weights, stacked: int | None) -> None:
     state = {part.key: torch.empty((*part.count, *part.inner), dtype=part.tensor.dtype, device="meta")
              for part in parts} | {key: None for part in parts for key in part.state_keys}
     writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, per_thread_copy_ahead=0)
-    with plain_errors():
+    with plain_errors(folder):
         dcp.save(state, storage_writer=writer, planner=_Planner(weights, parts), no_dist=True)
 
 

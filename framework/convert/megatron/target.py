@@ -73,15 +73,12 @@ class MegatronTarget(Target):
         written = super().write_config(facts)
         return {key: value for key, value in written.items() if key not in ("architectures", "model_type", "use_cache")}
 
-    def read_config(self, config: Config) -> dict[str, Any]:
+    def read_config(self, config: Config, place: str = "common.pt") -> dict[str, Any]:
         """Dotted fields of the recipe's model section. Raises UserError with every argument that cannot be ours.
 
         The pattern is not among them: the tensors' names tell it.
         """
-        try:
-            fields = super().read_config({**config, "num_hidden_layers": 1})
-        except UserError as error:
-            raise UserError(str(error).replace("config.json", "common.pt", 1)) from None
+        fields = super().read_config({**config, "num_hidden_layers": 1}, place)
         return {path: value for path, value in fields.items() if path != "pattern"}
 
 

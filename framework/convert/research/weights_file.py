@@ -14,6 +14,7 @@ from torch import Tensor
 
 from framework.convert.distributed_folder import FLOATS
 from framework.errors import UserError
+from framework.training.checkpoint.safe_reader import refused_name
 
 WRAPPERS = re.compile(r"^module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 """What data parallelism, compilation and recomputation leave in names."""
@@ -71,9 +72,8 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a crafted pickle makes torch's reader raise
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"names {asked[1]}" if asked else f"cannot be read ({type(error).__name__})"
-        raise UserError(f"{path}: {what}; allowed: tensors and plain values, which run nothing") from None
+        raise UserError(f"{path}: {refused_name(error)}; allowed: tensors and plain values, which run nothing"
+                        ) from None
 
 
 def _tensors(path: Path, root: Any) -> dict[str, Tensor]:

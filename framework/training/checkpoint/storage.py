@@ -20,7 +20,7 @@ def write_state(path: Path, tensors: dict[str, Tensor], peers: Peers) -> None:
     try:
         dcp.save(dict(tensors), storage_writer=writer, process_group=peers.group, no_dist=peers.group is None)
     except CheckpointException as error:
-        raise OSError(_first_cause(error)) from error
+        raise OSError(first_cause(error)) from error
 
 
 def load(checkpoint: Path, tensors: dict[str, Tensor], peers: Peers) -> Manifest:
@@ -33,9 +33,10 @@ def load(checkpoint: Path, tensors: dict[str, Tensor], peers: Peers) -> Manifest
         dcp.load(dict(tensors), storage_reader=SafeReader(checkpoint / "state"), process_group=peers.group,
                  no_dist=peers.group is None)
     except CheckpointException as error:
-        raise DamagedCheckpoint(f"{checkpoint.name}: {_first_cause(error)}") from error
+        raise DamagedCheckpoint(f"{checkpoint.name}: {first_cause(error)}") from error
     return manifest
 
 
-def _first_cause(error: CheckpointException) -> str:
+def first_cause(error: CheckpointException) -> str:
+    """What one of the ranks said."""
     return str(next(cause for cause, _ in error.failures.values()))

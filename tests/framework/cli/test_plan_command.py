@@ -6,6 +6,7 @@ import sys
 
 from framework.recipe import load_recipe
 from framework.recipe.files import RECIPES
+from tests.helpers.disk import full_disk
 
 
 def test_json_is_one_object_with_memory_traffic_and_time(upmix):
@@ -53,6 +54,18 @@ def test_search_prints_ten_and_writes_a_recipe(upmix, tmp_path):
     assert parallel.dp_replicate * parallel.dp_shard * parallel.cp * parallel.tp * parallel.pp == 4
     found = json.loads(upmix("plan", "quickstart", "--on", "4xh100", "--search", "--json")[1])
     assert len(found["best"]) == 10 and found["num_fitting"] >= 10 and found["best"][0]["reasons"]
+
+
+def test_a_recipe_that_the_disk_has_no_room_for_is_told_and_not_begun(upmix, tmp_path):
+    with full_disk(0):
+        code, _, err = upmix("plan", "quickstart", "--on", "2xh100", "--search", "--write", tmp_path / "best.yaml")
+    assert code == 2 and err.count("\n") == 1 and "allowed: more room" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_beyond_all_machines_does_not_fit(upmix):
+    code, out, _ = upmix("plan", "quickstart", "model.d_model=1000000000", "--on", "2xh100")
+    assert code == 0 and "does not fit" in out
 
 
 def test_dry_run_in_a_large_world(upmix):

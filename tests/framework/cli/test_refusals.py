@@ -115,6 +115,11 @@ def test_wrong_places_are_one_line(give, monkeypatch, variables, said):
     assert code == 2 and out == "" and error.count("\n") == 1 and said in error, error
 
 
+def test_what_a_message_quotes_cannot_command_the_terminal(tmp_path, give):
+    code, _, error = give("convert", "from-hf", tmp_path / "\x1b]0;title\x07\x9b31m", "new", "--runs-dir", tmp_path)
+    assert code == 2 and error.rstrip("\n").isprintable() and "title" in error
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_stopped_preparation_says_so_and_leaves_nothing(give, tmp_path, monkeypatch, number):
     def write_a_little_and_be_stopped(folder, *rest):

@@ -231,6 +231,14 @@ def test_the_tokenizer_that_can_be_read_is_taken(trained, tmp_path):
     assert not (tmp_path / "newer").exists()
 
 
+def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(trained, tmp_path):
+    write(make_run(tmp_path / "run", "(*E)x2", attention={"qk_norm": "head"}), tmp_path / "hf")
+    shutil.copy(trained[1] / "tokenizer.json", tmp_path / "hf")
+    with pytest.raises(UserError, match=r"tokenizer\.json: 384 entries, and the model knows \d+; allowed"):
+        read(tmp_path / "hf", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_without_data_the_run_holds_its_tokenizer(trained, tmp_path):
     _, folder = trained
     report = read(folder, tmp_path / "new")

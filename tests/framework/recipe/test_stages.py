@@ -39,6 +39,7 @@ def test_no_other_borders_have_a_smaller_largest_part(costs, num_parts):
 
 def test_later_stages_are_filled_first():
     assert balanced_borders([1] * 5, 2) == [0, 2, 5]
+    assert balanced_borders([10**30] * 5, 2) == [0, 2, 5]
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from framework.errors import UserError
+from framework.surgery.reader import SourceReader
 from framework.training.checkpoint import Checkpointer, DamagedCheckpoint, checkpoint_folder, damage
 from framework.training.checkpoint import load as load_checkpoint
 from framework.training.checkpoint.manifest import Manifest, file_facts, write_manifest
@@ -117,6 +119,16 @@ def test_loading_runs_nothing_and_says_that_it_is_damaged(craft, tmp_path):
         load_checkpoint(checkpoint, {"model.a": torch.zeros(2)}, Peers())
     assert not marker.exists()
     assert not hasattr(pathlib.PosixPath, "hostile") and not hasattr(torch.serialization._get_layout, "hostile")
+
+
+def test_what_a_tensors_pickle_names_is_told_without_advice_to_run_it(tmp_path):
+    seal(checkpoint := hostile_tensor(tmp_path, tmp_path / "ran"))
+    with pytest.raises(DamagedCheckpoint, match=r"a pickle names \S+; allowed: tensors") as error:
+        load_checkpoint(checkpoint, {"model.a": torch.zeros(2)}, Peers())
+    with pytest.raises(UserError, match=r"model.a cannot be read: a pickle names \S+; allowed: tensors") as alone:
+        SourceReader(checkpoint, Peers()).whole("model.a")
+    for told in (str(error.value), str(alone.value)):
+        assert "\n" not in told and "weights_only" not in told and "Traceback" not in told
 
 
 @pytest.mark.parametrize("craft", [each for each in CRAFTED if each is not hostile_tensor])
