@@ -32,9 +32,10 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     """A folder to fill, which gets its final name when everything in it is on disk.
 
     What an earlier, killed attempt left under the temporary name is cleared first, and what the block leaves if it
-    fails. One process at a time may make a folder.
+    fails, with the folders above it that were made for it. One process at a time may make a folder.
     """
     partial = final.parent / f".{final.name}.partial"
+    made = list(takewhile(lambda folder: not folder.exists(), partial.parents))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -43,8 +44,10 @@ def atomic_folder(final: Path) -> Iterator[Path]:
             force_to_disk(path)
         partial.rename(final)
         force_to_disk(final.parent)
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        _remove_empty(made)
+        raise
 
 
 def new_file(path: Path, option: str) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -44,29 +45,32 @@ class Unit:
 
 def units_on(outline: Outline, pipeline_rank: int) -> list[Unit]:
     """What a rank of pp holds, in the order of the model."""
-    recipe, sizes = outline.recipe, outline.sizes
-    layers = set(outline.layers_on(pipeline_rank))
+    held: set[int | str] = set(outline.layers_on(pipeline_rank))
+    is_last = pipeline_rank == outline.sizes.pp - 1
+    if pipeline_rank == 0 or is_last and outline.recipe.model.tie_embeddings:
+        held.add(EMBEDDING)
+    if is_last:
+        held.add(HEAD)
+    return [unit for unit in outline.units if unit.layer in held]
+
+
+def units(outline: Outline) -> list[Unit]:
+    """Of the whole model, in its order, as ranks of pp hold them."""
+    is_narrow = outline.recipe.training.dtype != "float32"
     groups: dict[tuple, list[Parameter]] = defaultdict(list)
     for row in outline.rows:
-        layer, _ = place_of(row)
-        if isinstance(layer, int):
-            held = layer in layers
-        else:
-            ends = {0} if layer == EMBEDDING else {sizes.pp - 1}
-            if recipe.model.tie_embeddings and row.role == "embedding":
-                ends = {0, sizes.pp - 1}
-            held = pipeline_rank in ends
-        if held:
-            is_wide = recipe.training.dtype != "float32" and _stays_float32(row)
-            groups[layer, ".experts." in row.name, row.name.rpartition(".")[0] if is_wide else ""].append(row)
+        layer, _ = _place(row.name, row.role == "embedding")
+        is_wide = is_narrow and _stays_float32(row)
+        groups[layer, ".experts." in row.name, row.name.rpartition(".")[0] if is_wide else ""].append(row)
     return [_unit(outline, *key, rows) for key, rows in groups.items()]
 
 
-def place_of(row: Parameter) -> tuple[int | str, int]:
-    """The layer and branch of a parameter, or the end of the model that it stands at."""
-    match = re.match(r"layers\.(\d+)\.(?:branches\.(\d+)\.)?", row.name)
+@cache
+def _place(name: str, is_embedding: bool) -> tuple[int | str, int]:
+    """The layer and branch of a parameter, or the end of the model that it stands at. `search` asks for each often."""
+    match = re.match(r"layers\.(\d+)\.(?:branches\.(\d+)\.)?", name)
     if match is None:
-        return (EMBEDDING if row.role == "embedding" else HEAD), 0
+        return (EMBEDDING if is_embedding else HEAD), 0
     return int(match[1]), int(match[2] or 0)
 
 
@@ -92,7 +96,7 @@ def _kept(shape: tuple[int, ...], shards: int, is_experts: bool) -> int:
 
 
 def _local_shape(outline: Outline, row: Parameter) -> tuple[int, ...]:
-    sizes, (layer, branch) = outline.sizes, place_of(row)
+    sizes, (layer, branch) = outline.sizes, _place(row.name, row.role == "embedding")
     if ".experts." in row.name:
         return row.shape[0] // sizes.ep, *row.shape[1:]
     if sizes.tp == 1:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from framework.plan.holdings import Unit, units
 from framework.recipe.flops import training_flops_per_token
 from framework.recipe.parameters import Parameter, parameters
 from framework.recipe.stages import balanced_borders, layer_costs, num_stages
@@ -60,6 +61,11 @@ class Outline:
         else:
             borders = balanced_borders(self.costs, count)
         return [range(first, end) for first, end in zip(borders, borders[1:], strict=False)]
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """What `holdings.units` makes of the rows."""
+        return units(self)
 
     def stages_on(self, pipeline_rank: int) -> list[range]:
         """Those that stand on a rank of pp; stage s on rank s modulo pp."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from framework.recipe.stages import num_stages
@@ -49,8 +50,14 @@ def idle_share(recipe: Recipe) -> float:
     if layout.pp == 1:
         return 0.0
     if layout.pp_schedule == "1f1b":
-        return bubble_share(one_forward_one_backward(layout.pp, count))
+        return _wait_of_1f1b(layout.pp, count)
     stages = num_stages(layout) // layout.pp
     splits = layout.pp_schedule == "zero_bubble" and training.recompute == "none" and not training.compile
     wait = (layout.pp - 1) / (3 if splits else 1)
     return wait / (stages * count + wait)
+
+
+@cache
+def _wait_of_1f1b(num_ranks: int, num_micro_batches: int) -> float:
+    """Many layouts of a search share it."""
+    return bubble_share(one_forward_one_backward(num_ranks, num_micro_batches))

@@ -32,11 +32,15 @@ def check(recipe: Recipe, architecture: Architecture) -> None:
 
 
 def require_runnable(loaded: Loaded) -> None:
-    """Raise RecipeError where a recipe, fine to look at, cannot be trained: no length, no data."""
+    """Raise RecipeError where a recipe, fine to look at, cannot be trained: no length, no data, no tasks."""
     if loaded.recipe.training.steps is None and loaded.recipe.training.tokens is None:
         raise _placed(loaded, "training", "neither steps nor tokens is given; allowed: one of them")
     if loaded.recipe.data.corpus is None and not loaded.recipe.data.blend:
         raise _placed(loaded, "data", "neither corpus nor blend is given; allowed: one of them")
+    tasks = loaded.recipe.tasks
+    for name, value in tasks:
+        if name != "names" and value is not None and not tasks.names:
+            raise _placed(loaded, f"tasks.{name}", "given without tasks.names; allowed: with it")
 
 
 def _placed(loaded: Loaded, key: str, text: str) -> RecipeError:

@@ -3,7 +3,7 @@
 import pytest
 
 from framework.errors import UserError
-from framework.files import is_plain_name, writable, write_atomically
+from framework.files import atomic_folder, is_plain_name, writable, write_atomically
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):
@@ -30,6 +30,16 @@ def test_folders_made_for_a_write_go_with_its_failure_unless_they_hold_something
                 (tmp_path / "deep" / left).touch()
             raise KeyError
         assert (tmp_path / "deep").exists() == bool(left) and not (tmp_path / "deep" / "er").exists()
+
+
+def test_a_folder_that_fails_goes_with_those_made_above_it(tmp_path):
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "deep" / "er" / "out") as folder:
+        (folder / "a").touch()
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    with atomic_folder(tmp_path / "deep" / "out") as folder:
+        (folder / "a").touch()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
 
 
 def test_names_of_folders():

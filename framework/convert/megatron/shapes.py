@@ -49,6 +49,8 @@ def fields_of(shapes: Shapes, num_heads: int | None) -> dict[str, Any]:
         if layer is not None:
             try:
                 fields |= read(layer, d_model, num_heads)
+            except UserError:
+                raise
             except (KeyError, ValueError, ZeroDivisionError, IndexError) as error:
                 raise UserError(f"sizes of {letter} sublayers cannot be told from shapes ({type(error).__name__}: "
                                 f"{error}); allowed: a whole GPTModel or MambaModel") from None

@@ -164,6 +164,7 @@ def test_dump_keeps_every_kind_of_value(write):
 
 @pytest.mark.parametrize(("overrides", "said"), [
     (["training.steps=null"], "neither steps nor tokens"), (["data.corpus=null"], "neither corpus nor blend"),
+    (["tasks.every=2"], "tasks.every: given without tasks.names"), (["tasks.limit=2"], "tasks.limit: given without"),
 ])
 def test_what_cannot_run_yet_can_be_shown(write, overrides, said):
     loaded = load_recipe(write(BASE), overrides)
