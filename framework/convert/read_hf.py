@@ -90,14 +90,14 @@ def _require_same(told: Loaded, loaded: Loaded, target: Target) -> None:
         if (found := _function(loaded).get(key)) != value:
             raise UserError(f"model.{key} is {shorten(found)}; allowed: {shorten(value)}, as config.json says")
     if factors(told, target.holds_multipliers) != factors(loaded, target.holds_multipliers):
-        raise UserError("model.multipliers or parametrization change what the weights mean; allowed: as config.json "
-                        "says, and parametrization.kind=standard")
+        raise UserError("parametrization changes what the weights mean; allowed: parametrization.kind=standard")
 
 
 def _function(loaded: Loaded) -> dict[str, Any]:
     """By dotted name, the settings that a model's output depends on."""
     architecture = loaded.architecture
     found = {name: getattr(architecture.model, name) for name in ("norm", "norm_eps", "vocab_size", "tie_embeddings")}
+    found |= {f"multipliers.{name}": value for name, value in architecture.model.multipliers}
     for sublayer in architecture.sublayers():
         section = section_of(sublayer.kind)
         found |= {f"{section}.{name}": getattr(sublayer.settings, name) for name in type(sublayer.settings).model_fields

@@ -206,7 +206,9 @@ def test_overrides_that_make_another_model_are_refused(folder):
     assert "qk_norm is 'none'" in refused(folder, "model.attention.qk_norm=none")
     assert "model.norm_eps is 0.5; allowed: 0.001, as config.json says" in refused(folder, "model.norm_eps=0.5")
     assert "model.attention.rope_base is 1.0; allowed: 10000.0" in refused(folder, "model.attention.rope_base=1")
-    assert "model.multipliers or parametrization" in refused(folder, "model.multipliers.logits=2.0")
+    assert "model.multipliers.logits is 2.0; allowed: 1.0" in refused(folder, "model.multipliers.logits=2.0")
+    assert "parametrization changes what the weights" in refused(folder, "parametrization.kind=mup",
+                                                                  "parametrization.base_d_model=16")
 
 
 def test_overrides_that_change_training_alone_are_taken(folder, tmp_path):
