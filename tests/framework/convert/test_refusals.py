@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from framework.convert import megatron
 from framework.convert.architectures import TARGETS
-from framework.convert.fields import Facts
+from framework.convert.fields import Facts, Fixed, Mismatch
 from framework.convert.imported import nested
 from framework.convert.table import our_tensors
 from framework.errors import UserError
@@ -171,6 +171,14 @@ def test_windows_of_some_layers_are_seen(fields, reads):
         return
     with pytest.raises(UserError, match="ask for windows in some layers"):
         target.read_config(config)
+
+
+def test_null_is_no():
+    entry = Fixed("mamba_conv_bias", True)
+    assert entry.read({}) == entry.read({"mamba_conv_bias": True}) == {}
+    with pytest.raises(Mismatch, match="mamba_conv_bias is false; allowed: true"):
+        entry.read({"mamba_conv_bias": None})
+    assert Fixed("attention_bias", False).read({"attention_bias": None}) == {}
 
 
 def test_an_unembedding_that_repeats_what_it_is_tied_to(tmp_path):
