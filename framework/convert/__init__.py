@@ -4,8 +4,8 @@
 which both directions read. `transforms`, `table`, `fields`, `layers`, `rope` and `conditions` are what such a file is
 written in; `target` reads it, `choose` finds the one that fits. `write_hf` writes a folder (`weights`, `factors`,
 `shards`, `tokenizer`, and `verify` beside transformers itself); `read_hf` makes a run of one (`hf_folder`,
-`our_weights`, `imported`, `first_checkpoint`). `megatron/` has tables of Megatron-Core, both ways; `research/` reads
-checkpoints of llm-random and nano. Both read what others saved with torch.distributed.checkpoint by
+`our_weights`, `imported`, `same_model`, `first_checkpoint`). `megatron/` has tables of Megatron-Core, both ways;
+`research/` reads checkpoints of llm-random and nano. Both read what others saved with torch.distributed.checkpoint by
 `distributed_folder` (`foreign_metadata`). `errors` is for all of them.
 """
 

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from framework.convert.architectures import TARGETS
 from framework.convert.choose import find
-from framework.convert.conditions import NO_PART_OF_THE_FUNCTION
-from framework.convert.factors import factors
 from framework.convert.hf_folder import RECOMPUTED, HuggingFaceFolder
 from framework.convert.imported import data_of, keeping, nested, stated, tokenizer_home, write_run
 from framework.convert.our_weights import OurWeights
+from framework.convert.same_model import require_same_model, require_standard
 from framework.convert.table import Row
 from framework.convert.tokenizer import find_tokenizer
 from framework.errors import UserError
 from framework.recipe import Loaded, Origin, Variants
-from framework.recipe.derive import section_of
-from framework.recipe.errors import shorten
 from framework.surgery.new_run import refuse_existing
 
 if TYPE_CHECKING:
@@ -47,8 +44,8 @@ def from_hf(folder: Path, path: Path, overrides: Sequence[str] = ()) -> dict[str
         raise UserError(f"{folder}: a {target.model_type} is not what the recipe says: {'; '.join(wrong)}")
     extra = (*RECOMPUTED, *_repeated_unembedding(given, target, loaded))
     weights = OurWeights(given, target.pieces(loaded.architecture), loaded.architecture, "config.json", extra)
-    if overrides:
-        _require_same(variants.load([]), loaded, target)
+    require_same_model(variants.load([]), loaded, "config.json")
+    require_standard(loaded)
     has_data = write_run(path, loaded, weights, data_of(loaded, tokenizer, path), tokenizer, keeping(tokenizer))
     return {
         "source": str(folder), "run": str(path), "step": 0, "model_type": target.model_type,
@@ -82,27 +79,6 @@ def _repeated_unembedding(given: HuggingFaceFolder, target: Target, loaded: Load
         raise UserError(f"{given.file_of(unembedding)}: {unembedding} is not {embedding}, to which config.json ties "
                         "it; allowed: the same numbers, or \"tie_word_embeddings\": false")
     return [unembedding]
-
-
-def _require_same(told: Loaded, loaded: Loaded, target: Target) -> None:
-    """An override may say what config.json does not; it may not change what the model computes."""
-    for key, value in _function(told).items():
-        if (found := _function(loaded).get(key)) != value:
-            raise UserError(f"model.{key} is {shorten(found)}; allowed: {shorten(value)}, as config.json says")
-    if factors(told, target.holds_multipliers) != factors(loaded, target.holds_multipliers):
-        raise UserError("parametrization changes what the weights mean; allowed: parametrization.kind=standard")
-
-
-def _function(loaded: Loaded) -> dict[str, Any]:
-    """By dotted name, the settings that a model's output depends on."""
-    architecture = loaded.architecture
-    found = {name: getattr(architecture.model, name) for name in ("norm", "norm_eps", "vocab_size", "tie_embeddings")}
-    found |= {f"multipliers.{name}": value for name, value in architecture.model.multipliers}
-    for sublayer in architecture.sublayers():
-        section = section_of(sublayer.kind)
-        found |= {f"{section}.{name}": getattr(sublayer.settings, name) for name in type(sublayer.settings).model_fields
-                  if name not in NO_PART_OF_THE_FUNCTION}
-    return found
 
 
 def _require_plausible(given: HuggingFaceFolder, target: Target, loaded: Loaded) -> None:

@@ -16,6 +16,7 @@ from framework.recipe.schema import Data, Optim, Parallel, Recipe, Training
 if TYPE_CHECKING:
     from framework.recipe.load import Loaded
 
+
 def check(recipe: Recipe, architecture: Architecture) -> None:
     """Raise RecipeError for a layout, a batch or a rule over roles that cannot be."""
     _check_engine(recipe.parallel, recipe.training.compile)
@@ -32,7 +33,8 @@ def check(recipe: Recipe, architecture: Architecture) -> None:
 
 
 def require_runnable(loaded: Loaded) -> None:
-    """Raise RecipeError where a recipe, fine to look at, cannot be trained: no length, no data, no tasks."""
+    """Raise RecipeError where a recipe, fine to look at, cannot be trained: no length, no data, no tasks where
+    they are set."""
     if loaded.recipe.training.steps is None and loaded.recipe.training.tokens is None:
         raise _placed(loaded, "training", "neither steps nor tokens is given; allowed: one of them")
     if loaded.recipe.data.corpus is None and not loaded.recipe.data.blend:

@@ -11,9 +11,10 @@ from framework.convert.megatron.folder import MegatronFolder
 from framework.convert.megatron.shapes import fields_of, kind_of
 from framework.convert.megatron.target import MegatronTarget, target
 from framework.convert.our_weights import OurWeights
+from framework.convert.same_model import require_same_model, require_standard
 from framework.convert.tokenizer import find_tokenizer
 from framework.errors import UserError
-from framework.recipe import Loaded, Origin, Variants
+from framework.recipe import Origin, Variants
 from framework.surgery.new_run import refuse_existing
 
 if TYPE_CHECKING:
@@ -43,10 +44,14 @@ def from_megatron(folder: Path, path: Path, overrides: Sequence[str] = ()) -> di
         fields = _fields(given, reads, overrides)
     except UserError as error:
         raise UserError(f"{given.path}: {error}") from None
-    loaded = _recipe(given, fields, path, tokenizer, overrides)
+    variants = _recipe(given, fields, path, tokenizer)
+    loaded = variants.load(list(overrides))
     if wrong := reads.mismatches(loaded.architecture):
         raise UserError(f"{given.path}: {reads.model_class} is not what the recipe says: {'; '.join(wrong)}")
     weights = OurWeights(given, reads.pieces(loaded.architecture), loaded.architecture, "its recipe")
+    if given.arguments is not None:
+        require_same_model(variants.load([]), loaded, "common.pt")
+    require_standard(loaded)
     has_data = write_run(path, loaded, weights, data_of(loaded, tokenizer, path), tokenizer, keeping(tokenizer))
     return {
         "source": str(given.path), "run": str(path), "step": 0, "model_class": reads.model_class,
@@ -86,15 +91,13 @@ def _is_there(name: str, shaped: dict[str, Any]) -> bool:
     return any(other.startswith(f"{name.partition('.')[0]}.") for other in shaped)
 
 
-def _recipe(
-    given: MegatronFolder, fields: dict[str, Any], path: Path, tokenizer: Tokenizer | None, overrides: Sequence[str]
-) -> Loaded:
+def _recipe(given: MegatronFolder, fields: dict[str, Any], path: Path, tokenizer: Tokenizer | None) -> Variants:
     place, folder = str(given.path / "common.pt"), given.path.absolute()
     recipe: dict[str, Any] = {
         "description": f"{folder.name} of {folder.parent.name}, from Megatron-Core", "model": nested(fields)}
     if tokenizer is not None:
         recipe["data"] = {"tokenizer": str(tokenizer_home(tokenizer, path.absolute()))}
-    return Variants(place, stated(recipe, Origin(place)), level=1).load(list(overrides))
+    return Variants(place, stated(recipe, Origin(place)), level=1)
 
 
 def _cautions(given: MegatronFolder) -> list[str]:

@@ -10,6 +10,7 @@ from framework.convert.imported import nested, stated
 from framework.convert.layers import KIND_LETTERS, spell
 from framework.convert.our_weights import Given
 from framework.convert.research.layout import Layout, Parts, Shapes
+from framework.convert.same_model import require_standard
 from framework.errors import UserError
 from framework.recipe import Loaded, Origin, Variants
 from framework.recipe.derive import section_of
@@ -39,6 +40,7 @@ def read_recipe(layout: Layout, given: Given, parts: Parts, tied: bool, override
     recipe = {"description": f"{given.path.absolute().name}, a model of {layout.name}", "model": nested(fields)}
     loaded = Variants(place, stated(recipe, Origin(place)), level=1).load(list(overrides))
     _require_same(loaded, {**fixed, **told, **NEUTRAL}, given)
+    require_standard(loaded)
     return loaded
 
 

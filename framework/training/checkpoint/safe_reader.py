@@ -40,6 +40,6 @@ class SafeReader(FileSystemReader):
 
 
 def refused_name(error: Exception) -> str:
-    """What torch's restricted loader refused, in our words: its own advise to load the file without restriction."""
+    """What torch's restricted loader refused, in our words: its own advise loading the file without restriction."""
     asked = re.search(r"GLOBAL (\S+)", str(error))
     return f"names {asked[1]}" if asked else f"cannot be read ({type(error).__name__})"

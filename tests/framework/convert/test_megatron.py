@@ -143,6 +143,14 @@ def refused(folder: Path, *overrides: str) -> str:
     return str(error.value)
 
 
+def test_overrides_that_make_another_model_are_refused(folder, tmp_path):
+    assert "model.norm_eps is 0.5; allowed: " in (said := refused(folder, "model.norm_eps=0.5"))
+    assert said.endswith("as common.pt says")
+    assert "parametrization changes what" in refused(
+        folder, "parametrization.kind=mup", "parametrization.base_d_model=16")
+    from_megatron(folder, tmp_path / "back", ("model.moe.load_balance_weight=0.02",))
+
+
 @pytest.mark.parametrize("name", [".metadata", "common.pt", "metadata.json", "__0_0.distcp"])
 def test_a_file_that_is_cut_or_missing_is_named(folder, name):
     path = folder / "release" / name

@@ -86,6 +86,7 @@ def test_all_that_weights_do_not_tell_is_asked_for_at_once(tmp_path):
     ("model.attention.rope_base=20000", "rope.cos is not that of model.attention.rope_base=20000"),
     ("model.attention.window=4", "model.attention.window is 4; allowed: null"),
     ("model.multipliers.logits=2.0", "model.multipliers.logits is 2.0; allowed: 1.0"),
+    ("parametrization={kind: mup, base_d_model: 16}", "parametrization changes what the weights mean"),
     ("model.attention.nothing=1", "command line: model.attention.nothing: unknown key"),
     ("data.tokenizer=nowhere.model", "nowhere.model"),
 ])
